@@ -1,0 +1,156 @@
+"""The command line: python -m bench compare | quick | report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from bench import machine, report, results, tables
+from bench.peers import ALL_PEERS, PEERS, Peer
+from bench.runner import ALLOCATORS, PeerError, Runner
+from bench.shapes import DIRECTIONS, Case
+from bench.suites import QUICK_LAYERS, SUITES, layers_of
+
+ISA_CHOICES = ("native", "baseline", "avx2", "avx512")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    return options.run(options)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    compare = commands.add_parser("compare", help="time a suite, keep the results, print tables")
+    add_case_options(compare, batch=[1, 16], directions=list(DIRECTIONS), rounds=5, layers="")
+    compare.add_argument("--resume", action="store_true", help="continue the last run of the file")
+    compare.set_defaults(run=run_compare, keep=True)
+    quick = commands.add_parser("quick", help="a minute or two on a few layers; keeps nothing")
+    add_case_options(quick, batch=[1], directions=list(DIRECTIONS), rounds=3, layers=QUICK_LAYERS)
+    quick.set_defaults(run=run_compare, keep=False, resume=False)
+    to_docs = commands.add_parser("report", help="results -> docs/performance.md and pictures")
+    to_docs.add_argument("--docs", type=Path, default=report.DOCS, help="folder of performance.md")
+    to_docs.set_defaults(run=lambda options: report.write(options.docs))
+    return parser
+
+
+def add_case_options(
+    parser: argparse.ArgumentParser,
+    batch: list[int],
+    directions: list[str],
+    rounds: int,
+    layers: str,
+) -> None:
+    add, every_core = parser.add_argument, sorted({1, machine.cores()})
+    default_peers = [peer.name for peer in ALL_PEERS if peer.by_default]
+    add("--suite", choices=SUITES, default="gemm")
+    add("--layers", default=layers, metavar="REGEX", help="only layers whose name matches")
+    add("--batch", type=int, nargs="+", default=batch)
+    add("--threads", type=int, nargs="+", default=every_core)
+    add("--directions", nargs="+", choices=DIRECTIONS, default=directions)
+    add("--peers", nargs="+", choices=PEERS, default=default_peers)
+    add("--rounds", type=int, default=rounds)
+    add("--allocator", choices=ALLOCATORS, default="keep", help="see bench/README.md")
+    add("--isa", choices=ISA_CHOICES, default="native", help="cap every peer that can be capped")
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    isa = machine.best_isa() if options.isa == "native" else options.isa
+    peers, note = choose_peers(options.peers, isa)
+    found = results.load(results.RESULTS / f"{machine.cpu_slug()}-{isa}.json")
+    if not options.keep:
+        found = results.Results(found.path)
+    done = found.measured_in_last_run() if options.resume else set()
+    if not done:
+        found.runs.append(new_run(isa, note, options.allocator))
+    wanted = list(cases_of(options))
+    measure([case for case in wanted if case.key not in done], peers, isa, options, found)
+    keys = {case.key for case in wanted}
+    print_tables(found, [found.cases[key] for key in found.cases if key in keys])
+    return 0
+
+
+def choose_peers(names: list[str], isa: str) -> tuple[list[Peer], str]:
+    """The installed peers that can be held to `isa`, and a note on those left out."""
+    chosen, left_out = [], []
+    for peer in (PEERS[name] for name in PEERS if name in names):
+        if not peer.is_installed():
+            left_out.append(f"{peer.label} is not installed")
+        elif isa != machine.best_isa() and isa not in peer.limits:
+            left_out.append(f"{peer.label} cannot be limited to {isa}")
+        else:
+            chosen.append(peer)
+    note = f" ({'; '.join(left_out)})" if left_out else ""
+    print(f"instruction set: {isa}{note}", file=sys.stderr)
+    return chosen, note
+
+
+def new_run(isa: str, note: str, allocator: str) -> dict:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    about = {"isa": isa, "note": note, "allocator": allocator, "date": now}
+    about["machine"] = machine.describe()
+    return {**about, "versions": {}, "machine_rates": {}}
+
+
+def cases_of(options: argparse.Namespace) -> Iterator[Case]:
+    """Threads outermost: the workers of a thread count live as long as it is measured."""
+    layers = layers_of(options.suite, options.layers)
+    for threads in options.threads:
+        for direction in options.directions:
+            for batch in options.batch:
+                for layer in layers:
+                    yield Case(layer, batch, direction, threads)
+
+
+def measure(
+    cases: list[Case],
+    peers: list[Peer],
+    isa: str,
+    options: argparse.Namespace,
+    found: results.Results,
+) -> None:
+    """Time the cases, adding each to `found` and saving as it goes."""
+    run = found.runs[-1]
+    isa_limit = "" if isa == machine.best_isa() else isa
+    bar_format = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
+    bar = tqdm(total=sum(map(weight, cases)), bar_format=bar_format)
+    for threads in options.threads:
+        here = [case for case in cases if case.threads == threads]
+        if not here:
+            continue
+        with Runner(peers, threads, isa_limit, options.allocator, options.rounds) as runner:
+            start_run(runner, run, bar)
+            for case in here:
+                bar.set_description(f"{case.layer.name} {case.direction} {threads}t b{case.batch}")
+                found.add(runner.run(case))
+                bar.update(weight(case))
+                if options.keep:
+                    found.save()
+    bar.close()
+
+
+def weight(case: Case) -> float:
+    """What share of the remaining time a case takes: a fixed part, and one by its work."""
+    return 1 + case.layer.flops(case.batch) / 1e9 / case.threads
+
+
+def start_run(runner: Runner, run: dict, bar: tqdm) -> None:
+    """Note versions, FMA peak and bandwidth; say which peers do not start."""
+    run["versions"].update(runner.versions)
+    try:
+        run["machine_rates"][str(runner.threads)] = runner.measure_machine()
+    except PeerError as error:
+        bar.write(f"no FMA peak: {error}")
+    for name, reason in runner.unavailable.items():
+        bar.write(f"{name} does not start: {reason}")
+
+
+def print_tables(found: results.Results, cases: list[results.CaseResult]) -> None:
+    for view in ("layers", "summary", "losses", "problems", "machine"):
+        print(f"\n{tables.VIEWS[view](found, cases)}")

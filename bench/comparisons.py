@@ -1,0 +1,100 @@
+"""Which fastconv call is held against which peers, and the ratios that come of it.
+
+Peers that prepack or convert beforehand meet prepared operations, peers that do not meet plain
+calls. A ratio is the peer's time over fastconv's: above 1 fastconv is faster, below 1 it loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import exp, log
+from statistics import mean, median
+
+from bench.results import CaseResult
+from bench.shapes import DIRECTIONS, FORWARD, INPUT_GRAD, WEIGHT_GRAD
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One fastconv peer against the fastest of its rivals, in some directions."""
+
+    name: str
+    ours: str
+    rivals: tuple[str, ...]
+    directions: tuple[str, ...] = DIRECTIONS
+
+
+PREPACKED = Comparison(
+    "prepared vs best prepacked",
+    "fastconv_prepared",
+    ("torch_channels_last", "onnxruntime"),
+    (FORWARD,),
+)
+COMPARISONS = (
+    Comparison("plain vs PyTorch NCHW", "fastconv_plain", ("torch_nchw",)),
+    PREPACKED,
+    Comparison(
+        "gradient vs channels_last",
+        "fastconv_plain",
+        ("torch_channels_last",),
+        (INPUT_GRAD, WEIGHT_GRAD),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """`best`: of the shortest times over all rounds; `typical`: median of the rounds' ratios."""
+
+    case: CaseResult
+    comparison: Comparison
+    rival: str
+    best: float
+    typical: float
+
+    @property
+    def is_loss(self) -> bool:
+        return self.best < 1
+
+
+def ratio(case: CaseResult, comparison: Comparison) -> Ratio | None:
+    """None where the comparison does not apply, or one side has no valid timing."""
+    valid = {name: result for name, result in case.peers.items() if result.is_valid}
+    rivals = [name for name in comparison.rivals if name in valid]
+    if case.direction not in comparison.directions or comparison.ours not in valid or not rivals:
+        return None
+    ours = valid[comparison.ours]
+    rival = min(rivals, key=lambda name: valid[name].seconds)
+    rounds = zip(valid[rival].rounds, ours.rounds, strict=False)
+    typical = median(theirs / own for theirs, own in rounds)
+    return Ratio(case, comparison, rival, valid[rival].seconds / ours.seconds, typical)
+
+
+def ratios(cases: Iterable[CaseResult], comparison: Comparison) -> list[Ratio]:
+    return [found for case in cases if (found := ratio(case, comparison))]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Many ratios of one comparison in a few numbers."""
+
+    count: int
+    geometric_mean: float
+    typical_geometric_mean: float
+    minimum: float
+    losses: int
+
+    @classmethod
+    def of(cls, found: list[Ratio]) -> Summary:
+        return cls(
+            count=len(found),
+            geometric_mean=geometric_mean(r.best for r in found),
+            typical_geometric_mean=geometric_mean(r.typical for r in found),
+            minimum=min(r.best for r in found),
+            losses=sum(r.is_loss for r in found),
+        )
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return exp(mean(map(log, values)))

@@ -1,0 +1,30 @@
+"""The table of suites. A suite is one line: network -> the kinds of its layers (Layer.kind)."""
+
+from __future__ import annotations
+
+import re
+
+from bench.shapes import Layer, load_network
+
+SUITES: dict[str, dict[str, tuple[str, ...]]] = {
+    "gemm": {
+        "resnet50": ("1x1", "strided", "first"),
+        "vgg16": ("1x1", "strided", "first"),
+        "mobilenetv2": ("1x1",),
+    },
+    "winograd": {"resnet50": ("3x3",), "vgg16": ("3x3",)},
+    "depthwise": {"mobilenetv2": ("depthwise",)},
+}
+
+# `bench quick`: one layer of each character, from the suite that is asked for.
+QUICK_LAYERS = r"conv1$|conv1_3_64|reduce_256_64|expand_256_1024|stride2$|project_96_24|last_320"
+
+
+def layers_of(suite: str, pattern: str = "") -> list[Layer]:
+    """The suite's layers whose full name matches `pattern`, each geometry once."""
+    distinct: dict[tuple[int, ...], Layer] = {}
+    for network, kinds in SUITES[suite].items():
+        for layer in load_network(network):
+            if layer.kind in kinds and re.search(pattern, layer.full_name):
+                distinct.setdefault(layer.geometry, layer)
+    return list(distinct.values())

@@ -1,0 +1,374 @@
+"""Convolution as an implicit matrix product: im2col is packed tile by tile, never stored whole.
+
+    out[m, p] = sum over k of weight[m, k] * im2col[k, p]
+
+m runs over output channels, p over the pixels of the batch, k over channels and taps. The loops, from
+the outside: tiles of pixels times spans of rows (in parallel), blocks of the depth k (KC), blocks of
+rows (MC), panels of NR pixels, blocks of MR rows. A panel is packed into L1, the tile's panels and the
+rows' weights stay in L2. Between depth blocks the sums wait in a buffer of the thread; a value is
+written to the output once, with bias and activation applied.
+"""
+
+cimport numpy as cnp
+from cython.parallel cimport parallel, prange, threadid
+
+from fastconv.kernels.gemm_micro cimport Tile, micro_kernel
+from fastconv.kernels.gemm_pack cimport (
+    Run, ceil_div, clear_tail, larger, list_runs, pack_pixels, pack_weights, panel_width,
+    plane_size, row_blocks, row_start, smaller,
+)
+from fastconv.kernels.geometry cimport Geometry, Tap
+from fastconv.kernels.simd cimport MR, NR, NV, VL, flush_denormals, real, restore_denormals
+
+# Where the micro-kernel finds the weights: rows of W in place, columns of W in place (a transposed
+# 1x1 kernel), or blocks packed in this call, or before it by `pack`.
+cdef enum Source:
+    IN_PLACE_ROWS = 0
+    IN_PLACE_COLUMNS = 1
+    PACKED = 2
+
+
+cdef struct Task:
+    const Geometry* geometry
+    const Tap* taps
+    const real* input            # of the group, likewise below
+    const real* weight           # in place, or the first packed block
+    const real* bias
+    real* out
+    Source source
+    Py_ssize_t first_pixel
+    Py_ssize_t pixels
+    Py_ssize_t first_block       # of rows
+    Py_ssize_t last_block
+    Py_ssize_t packed_block      # the block of rows where packed weights begin, and their number of rows
+    Py_ssize_t packed_rows
+    real* panels
+    real* sums                   # between depth blocks: [rows of the task][sum_width]
+    Run* runs
+
+
+# How the work is cut: `segments` stretches of pixels, each in `tiles` tiles, times `spans` of rows.
+cdef struct Partition:
+    Py_ssize_t segments
+    Py_ssize_t segment_pixels
+    Py_ssize_t tiles
+    Py_ssize_t tile_pixels
+    Py_ssize_t spans
+
+
+cdef Py_ssize_t depth_of(const Geometry* g) noexcept nogil:
+    return smaller(g.depth_block, g.channels) * g.taps
+
+
+cdef Py_ssize_t vectors_of(Py_ssize_t pixels) noexcept nogil:
+    return ceil_div(pixels, VL)
+
+
+cdef Partition cut(const Geometry* g, Py_ssize_t threads) noexcept nogil:
+    """The cut with the least work on the busiest thread, counting 3 rows for the packing of a panel.
+
+    An image is a segment of its own unless its last vector would be mostly empty; then the batch is one.
+    """
+    cdef Partition best, trial
+    cdef Py_ssize_t plane = plane_size(g), vectors, tiles, spans, units, cost, best_cost = -1
+    cdef Py_ssize_t blocks = row_blocks(g)
+    cdef bint whole_vectors = vectors_of(plane) * VL * 32 <= plane * 33
+    best.segments = g.batch if whole_vectors else 1
+    best.segment_pixels = plane if whole_vectors else plane * g.batch
+    vectors = vectors_of(best.segment_pixels)
+    best.tiles = ceil_div(vectors, larger(g.pixel_block // VL, 1))
+    best.spans = 1
+    trial = best
+    for spans in range(1, smaller(threads, blocks) + 1):
+        for tiles in range(best.tiles, smaller(vectors, best.tiles + threads) + 1):
+            units = ceil_div(g.groups * best.segments * tiles * spans, threads)
+            cost = units * ceil_div(vectors, tiles) * (ceil_div(blocks, spans) * MR + 3)
+            if best_cost < 0 or cost < best_cost:
+                best_cost = cost
+                trial.tiles = tiles
+                trial.spans = spans
+    trial.tile_pixels = ceil_div(vectors, trial.tiles) * VL
+    trial.tiles = ceil_div(best.segment_pixels, trial.tile_pixels)
+    return trial
+
+
+cdef Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
+    return ceil_div(size, 64) * 64
+
+
+cdef Py_ssize_t panels_size(const Geometry* g, const Partition* p) noexcept nogil:
+    return aligned(ceil_div(p.tile_pixels, NR) * NR * depth_of(g) * <Py_ssize_t> sizeof(real))
+
+
+cdef Py_ssize_t sums_size(const Geometry* g, const Partition* p) noexcept nogil:
+    if depth_of(g) == g.channels * g.taps:
+        return 0
+    return aligned(ceil_div(row_blocks(g), p.spans) * MR * ceil_div(p.tile_pixels, NR) * NR
+                   * <Py_ssize_t> sizeof(real))
+
+
+cdef Py_ssize_t runs_size(const Partition* p) noexcept nogil:
+    return aligned((p.tile_pixels + ceil_div(p.tile_pixels, NR)) * <Py_ssize_t> sizeof(Run))
+
+
+cdef Py_ssize_t thread_size(const Geometry* g, const Partition* p) noexcept nogil:
+    return panels_size(g, p) + sums_size(g, p) + runs_size(p)
+
+
+cdef void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t pixel,
+                          Py_ssize_t columns, const real* values) noexcept nogil:
+    """One tile of the result to an output whose pixels do not lie side by side."""
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t i, rest, offset
+    cdef Py_ssize_t column = 0, length, j, step = g.out_axis[2]
+    cdef real* to
+    while column < columns:
+        rest = (pixel + column) % plane_size(g)
+        offset = (pixel + column) // plane_size(g) * g.out_image + rest % g.out_size[2] * step
+        length = smaller(g.out_size[2] - rest % g.out_size[2], columns - column)
+        rest = rest // g.out_size[2]
+        offset += rest % g.out_size[1] * g.out_axis[1] + rest // g.out_size[1] * g.out_axis[0]
+        for i in range(rows):
+            to = task.out + offset + (row + i) * g.out_row
+            for j in range(length):
+                to[j * step] = values[i * NR + column + j]
+        column += length
+
+
+cdef bint side_by_side(const Geometry* g, Py_ssize_t pixel, Py_ssize_t columns) noexcept nogil:
+    """Do these pixels lie in one stretch of the output?"""
+    cdef Py_ssize_t plane = plane_size(g)
+    cdef bint dense = (g.out_axis[2] == 1
+                       and (g.out_size[1] == 1 or g.out_axis[1] == g.out_size[2])
+                       and (g.out_size[0] == 1 or g.out_axis[0] == g.out_size[1] * g.out_size[2]))
+    return dense and pixel % plane + columns <= plane
+
+
+cdef void compute_tile(bint packed, int rows, int vectors, const Tile* tile) noexcept nogil:
+    if packed:
+        micro_kernel(True, rows, vectors, tile)
+    else:
+        micro_kernel(False, rows, vectors, tile)
+
+
+cdef void aim_weights(const Task* task, Py_ssize_t block, Py_ssize_t channel, Py_ssize_t channels,
+                      Tile* tile) noexcept nogil:
+    """Points the tile at the weights of one block of rows and one block of the depth."""
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t row = row_start(g, block)
+    tile.depth = channels * g.taps
+    if task.source == PACKED:
+        tile.a_row = 1
+        tile.a_step = row_start(g, block + 1) - row
+        tile.a = task.weight + (channel * g.taps * task.packed_rows
+                                + (row - row_start(g, task.packed_block)) * channels * g.taps)
+    else:
+        tile.a_row = g.weight_row
+        tile.a_step = g.weight_channel
+        tile.a = task.weight + row * g.weight_row + channel * g.weight_channel
+
+
+cdef void run_panel(const Task* task, Py_ssize_t column, Py_ssize_t first_block, Py_ssize_t last_block,
+                    Py_ssize_t channel, Py_ssize_t channels) noexcept nogil:
+    """One panel of pixels against blocks of rows, for one block of the depth."""
+    cdef const Geometry* g = task.geometry
+    cdef real[MR * NR] values
+    cdef Tile tile
+    cdef Py_ssize_t block, row, rows
+    cdef Py_ssize_t columns = smaller(NR, task.pixels - column)
+    cdef Py_ssize_t width = panel_width(task.pixels - column)
+    cdef Py_ssize_t pixel = task.first_pixel + column
+    cdef Py_ssize_t sum_row = row_start(g, task.first_block)
+    cdef Py_ssize_t sum_width = ceil_div(task.pixels, NR) * NR
+    cdef bint opens = channel == 0, closes = channel + channels == g.channels
+    cdef bint direct = side_by_side(g, pixel, columns)
+    cdef real* sums
+    cdef real* stretch = NULL
+    if direct:
+        stretch = task.out + (pixel // plane_size(g)) * g.out_image + pixel % plane_size(g)
+
+    tile.b = task.panels + column * depth_of(g)
+    for block in range(first_block, last_block):
+        row = row_start(g, block)
+        rows = row_start(g, block + 1) - row
+        sums = task.sums + (row - sum_row) * sum_width + column
+        aim_weights(task, block, channel, channels, &tile)
+        tile.start = NULL if opens else sums
+        tile.start_row = sum_width
+        tile.bias = task.bias
+        if task.bias != NULL:
+            tile.bias += row
+        tile.relu = closes and g.relu
+        tile.columns = columns if closes and direct else width
+        if not closes:
+            tile.out = sums
+            tile.out_row = sum_width
+        elif direct:
+            tile.out = stretch + row * g.out_row
+            tile.out_row = g.out_row
+        else:
+            tile.out = values
+            tile.out_row = NR
+        compute_tile(task.source != IN_PLACE_ROWS, <int> rows, 2 if width == NR else 1, &tile)
+        if closes and not direct:
+            store_scattered(task, row, rows, pixel, columns, values)
+
+
+cdef void run_task(const Task* task) noexcept nogil:
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t depth = depth_of(g)
+    cdef Py_ssize_t per_block = larger(g.row_block // MR, 1)
+    cdef Py_ssize_t runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels,
+                                     task.panels, depth, task.runs)
+    cdef Py_ssize_t channel = 0, channels, block, column
+    while channel < g.channels:
+        channels = smaller(g.depth_block, g.channels - channel)
+        pack_pixels(g, task.taps, channel, channels, task.runs, runs)
+        clear_tail(task.pixels, task.panels, depth, channels * g.taps)
+        block = task.first_block
+        while block < task.last_block:
+            column = 0
+            while column < task.pixels:
+                run_panel(task, column, block, smaller(block + per_block, task.last_block), channel, channels)
+                column += NR
+            block += per_block
+        channel += channels
+
+
+cdef void run_unit(const Task* base, const Partition* p, Py_ssize_t unit, char* scratch) noexcept nogil:
+    """Unit number -> group, segment, tile, span of rows; spans of one tile follow each other."""
+    cdef Task task = base[0]
+    cdef const Geometry* g = base.geometry
+    cdef Py_ssize_t span = unit % p.spans, tile = unit // p.spans % p.tiles
+    cdef Py_ssize_t segment = unit // (p.spans * p.tiles) % p.segments
+    cdef Py_ssize_t group = unit // (p.spans * p.tiles * p.segments)
+    cdef Py_ssize_t blocks = base.last_block - base.first_block
+    task.input += group * g.in_group
+    task.out += group * g.out_group
+    if task.source == PACKED:
+        task.weight += group * task.packed_rows * g.channels * g.taps
+    else:
+        task.weight += group * g.weight_group
+    if task.bias != NULL:
+        task.bias += group * g.rows
+    task.first_pixel = segment * p.segment_pixels + tile * p.tile_pixels
+    task.pixels = smaller(p.tile_pixels, p.segment_pixels - tile * p.tile_pixels)
+    task.last_block = base.first_block + (span + 1) * blocks // p.spans
+    task.first_block += span * blocks // p.spans
+    task.panels = <real*> scratch
+    task.sums = <real*> (scratch + panels_size(g, p))
+    task.runs = <Run*> (scratch + panels_size(g, p) + sums_size(g, p))
+    if task.first_block < task.last_block:
+        run_task(&task)
+
+
+cdef void run_all(const Task* base, int threads, char* scratch) noexcept nogil:
+    cdef Partition p = cut(base.geometry, threads)
+    cdef Py_ssize_t units = base.geometry.groups * p.segments * p.tiles * p.spans
+    cdef Py_ssize_t size = thread_size(base.geometry, &p), unit
+    cdef unsigned int mode = 0
+    if threads == 1 or units == 1:
+        mode = flush_denormals()
+        for unit in range(units):
+            run_unit(base, &p, unit, scratch)
+        restore_denormals(mode)
+        return
+    with parallel(num_threads=threads):
+        mode = flush_denormals()
+        for unit in prange(units, schedule="dynamic"):
+            run_unit(base, &p, unit, scratch + threadid() * size)
+        restore_denormals(mode)
+
+
+cdef void pack_rows(const Geometry* g, const Tap* taps, const real* weight, Py_ssize_t first_block,
+                    Py_ssize_t last_block, real* to, int threads) noexcept nogil:
+    """Packs blocks first_block .. last_block - 1 of every group: [group][depth block][row block]."""
+    cdef Py_ssize_t rows = row_start(g, last_block) - row_start(g, first_block)
+    cdef Py_ssize_t blocks = last_block - first_block
+    cdef Py_ssize_t unit, group, channel, channels, block
+    cdef real* target
+    for unit in prange(g.groups * blocks, num_threads=threads):
+        group = unit // blocks
+        block = first_block + unit % blocks
+        channel = 0
+        while channel < g.channels:
+            channels = smaller(g.depth_block, g.channels - channel)
+            target = to + (group * g.channels + channel) * g.taps * rows
+            target = target + (row_start(g, block) - row_start(g, first_block)) * channels * g.taps
+            pack_weights(g, taps, weight + group * g.weight_group, block, channel, channels, target)
+            channel = channel + channels
+
+
+cdef Py_ssize_t blocks_within(const Geometry* g, Py_ssize_t limit) noexcept nogil:
+    """How many blocks of rows fit, packed for every group, into `limit` bytes; at least one."""
+    cdef Py_ssize_t block_size = g.groups * g.channels * g.taps * MR * <Py_ssize_t> sizeof(real)
+    return larger(smaller(limit // larger(block_size, 1), row_blocks(g)), 1)
+
+
+cdef Py_ssize_t packed_size(const Geometry* g, Py_ssize_t blocks) noexcept nogil:
+    return aligned(g.groups * g.channels * g.taps * smaller(blocks * MR, g.rows) * <Py_ssize_t> sizeof(real))
+
+
+def workspace_bytes(cnp.ndarray geometry, int source, bint prepared, int threads, Py_ssize_t pack_limit):
+    """Bytes that `conv` needs beside its operands."""
+    cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometry)
+    cdef Partition p = cut(g, threads)
+    cdef Py_ssize_t size = thread_size(g, &p) * threads + 64
+    if source == PACKED and not prepared:
+        size += packed_size(g, blocks_within(g, pack_limit))
+    return size
+
+
+def packed_elements(cnp.ndarray geometry):
+    cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometry)
+    return g.groups * g.channels * g.taps * g.rows
+
+
+def pack(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray weight, cnp.ndarray to, int threads):
+    """Weights -> `to`, in the order that `conv` reads with prepared=True."""
+    cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometry)
+    cdef const Tap* tap = <const Tap*> cnp.PyArray_DATA(taps)
+    cdef const real* source = <const real*> cnp.PyArray_DATA(weight)
+    cdef real* target = <real*> cnp.PyArray_DATA(to)
+    with nogil:
+        pack_rows(g, tap, source, 0, row_blocks(g), target, threads)
+
+
+def conv(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray weight, bias,
+         cnp.ndarray out, cnp.ndarray workspace, int source, bint prepared, int threads,
+         Py_ssize_t pack_limit):
+    """One pass of the equation above over `out`; the plan has checked every argument."""
+    cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometry)
+    cdef const real* weights = <const real*> cnp.PyArray_DATA(weight)
+    cdef char* scratch = <char*> cnp.PyArray_DATA(workspace)
+    cdef Py_ssize_t block = 0, blocks, step
+    cdef Task task
+    task.geometry = g
+    task.taps = <const Tap*> cnp.PyArray_DATA(taps)
+    task.input = <const real*> cnp.PyArray_DATA(input)
+    task.weight = weights
+    task.bias = NULL
+    if bias is not None:
+        task.bias = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
+    task.out = <real*> cnp.PyArray_DATA(out) + g.out_offset
+    task.source = <Source> source
+    task.packed_block = 0
+    task.packed_rows = g.rows
+    scratch += -<Py_ssize_t> scratch & 63
+    with nogil:
+        blocks = row_blocks(g)
+        step = blocks
+        if task.source == PACKED and not prepared:
+            step = blocks_within(g, pack_limit)
+        while block < blocks:
+            task.first_block = block
+            task.last_block = smaller(block + step, blocks)
+            if task.source == PACKED and not prepared:
+                task.packed_block = block
+                task.packed_rows = row_start(g, task.last_block) - row_start(g, block)
+                task.weight = <const real*> scratch
+                pack_rows(g, task.taps, weights, block, task.last_block, <real*> scratch, threads)
+                run_all(&task, threads, scratch + packed_size(g, step))
+            else:
+                run_all(&task, threads, scratch)
+            block += step

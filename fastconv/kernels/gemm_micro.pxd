@@ -1,0 +1,103 @@
+"""The micro-kernel: one register tile of a matrix product.
+
+    out[i, j] = activation(start[i, j] + sum over k of a[i * a_row + k * a_step] * b[k * width + j])
+
+for i < rows <= MR and j < width = vectors * VL <= NR. `start` is a matrix, a bias a row, or zero.
+b is packed: `width` values a step. a is read in place, or packed with a_row = 1.
+Every sum runs over k in ascending order, whatever the tile: a result does not depend on the tiling.
+"""
+
+from fastconv.kernels.simd cimport (
+    MR, NR, NV, VL, real, vec, vfma, vload, vrelu, vset1, vstore, vstore_first, vzero,
+)
+
+
+cdef struct Tile:
+    Py_ssize_t depth             # k
+    const real* a
+    Py_ssize_t a_row
+    Py_ssize_t a_step
+    const real* b
+    const real* start            # NULL: begin at the bias, or at zero
+    Py_ssize_t start_row
+    const real* bias             # one a row, or NULL
+    real* out
+    Py_ssize_t out_row
+    Py_ssize_t columns           # of the width, how many are stored
+    bint relu
+
+
+cdef inline void tile(const int rows, const int vectors, const bint packed, const Tile* t) noexcept nogil:
+    cdef vec[MR][NV] acc
+    cdef vec[NV] b
+    cdef vec a
+    cdef int i, j
+    cdef Py_ssize_t k, a_row = 1 if packed else t.a_row
+    cdef Py_ssize_t a_step = t.a_step if packed else 1
+    cdef Py_ssize_t depth = t.depth
+    cdef const real* a_next = t.a
+    cdef const real* b_next = t.b
+
+    for i in range(rows):
+        for j in range(vectors):
+            if t.start != NULL:
+                acc[i][j] = vload(t.start + i * t.start_row + j * VL)
+            else:
+                acc[i][j] = vset1(t.bias[i]) if t.bias != NULL else vzero()
+    for k in range(depth):
+        for j in range(vectors):
+            b[j] = vload(b_next + j * VL)
+        for i in range(rows):
+            a = vset1(a_next[i * a_row])
+            for j in range(vectors):
+                acc[i][j] = vfma(a, b[j], acc[i][j])
+        a_next += a_step
+        b_next += vectors * VL
+    for i in range(rows):
+        for j in range(vectors):
+            if t.relu:
+                acc[i][j] = vrelu(acc[i][j])
+            if (j + 1) * VL <= t.columns:
+                vstore(t.out + i * t.out_row + j * VL, acc[i][j])
+            else:
+                vstore_first(t.out + i * t.out_row + j * VL, t.columns - j * VL, acc[i][j])
+
+
+cdef inline void tile_of_height(const int rows, const bint packed, int vectors, const Tile* t) noexcept nogil:
+    if vectors == 2:
+        tile(rows, 2, packed, t)
+    else:
+        tile(rows, 1, packed, t)
+
+
+cdef inline void micro_kernel(const bint packed, int rows, int vectors, const Tile* t) noexcept nogil:
+    """One instance of `tile` for each height: M is cut into even blocks, so that none is wasted."""
+    if rows == 1:
+        tile_of_height(1, packed, vectors, t)
+    elif rows == 2:
+        tile_of_height(2, packed, vectors, t)
+    elif rows == 3:
+        tile_of_height(3, packed, vectors, t)
+    elif rows == 4:
+        tile_of_height(4, packed, vectors, t)
+    elif rows == 5:
+        tile_of_height(5, packed, vectors, t)
+    elif rows == 6:
+        tile_of_height(6, packed, vectors, t)
+    elif MR > 6:
+        if rows == 7:
+            tile_of_height(7, packed, vectors, t)
+        elif rows == 8:
+            tile_of_height(8, packed, vectors, t)
+        elif rows == 9:
+            tile_of_height(9, packed, vectors, t)
+        elif rows == 10:
+            tile_of_height(10, packed, vectors, t)
+        elif rows == 11:
+            tile_of_height(11, packed, vectors, t)
+        elif rows == 12:
+            tile_of_height(12, packed, vectors, t)
+        elif rows == 13:
+            tile_of_height(13, packed, vectors, t)
+        else:
+            tile_of_height(14, packed, vectors, t)

@@ -1,0 +1,198 @@
+"""Packing for the matrix product of a convolution: im2col straight into panels, weights into blocks.
+
+Pixels. A tile of pixels is cut into panels of NR columns (the last one of VL or NR). A panel holds
+
+    panel[k, column] = in[channel c, tap t, pixel], k = c * taps + t, zero outside the input
+
+row after row. The columns of a tile fall into runs: stretches of one panel that come from one row of
+the output, so that their source is one row of the input with a constant step.
+
+Weights. Rows come in even blocks of at most MR; block i of a depth block holds
+
+    block[k, r] = weight[row_start(i) + r, k]
+"""
+
+from fastconv.kernels.geometry cimport Geometry, Tap
+from fastconv.kernels.simd cimport (
+    MR, NR, VL, real, vcopy_first, veven, vload, vload_first, vstore, vstore_first, vzero,
+)
+
+
+cdef struct Run:
+    real* to                     # its first column in row 0 of its panel
+    Py_ssize_t width             # columns of a row of the panel
+    Py_ssize_t length
+    const real* image
+    Py_ssize_t[3] position       # of its first column, times the step
+    const real* source           # for the tap at hand: first element inside the input
+    Py_ssize_t before            # columns left of the input: zeros
+    Py_ssize_t inside
+    Py_ssize_t after             # columns right of it
+
+
+cdef inline Py_ssize_t smaller(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a < b else b
+
+
+cdef inline Py_ssize_t larger(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return a if a > b else b
+
+
+cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
+    return (a + b - 1) // b
+
+
+cdef inline Py_ssize_t row_blocks(const Geometry* g) noexcept nogil:
+    return ceil_div(g.rows, MR)
+
+
+cdef inline Py_ssize_t row_start(const Geometry* g, Py_ssize_t block) noexcept nogil:
+    return block * g.rows // row_blocks(g)
+
+
+cdef inline Py_ssize_t plane_size(const Geometry* g) noexcept nogil:
+    return g.out_size[0] * g.out_size[1] * g.out_size[2]
+
+
+cdef inline Py_ssize_t panel_width(Py_ssize_t columns) noexcept nogil:
+    """Of the panel that begins `columns` before the tile's end."""
+    return NR if columns > VL else VL
+
+
+cdef inline void fill_zero(real* to, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i + VL <= count:
+        vstore(to + i, vzero())
+        i += VL
+    if i < count:
+        vstore_first(to + i, count - i, vzero())
+
+
+cdef inline void copy_row(real* to, const real* source, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i + VL <= count:
+        vstore(to + i, vload(source + i))
+        i += VL
+    if i < count:
+        vcopy_first(to + i, source + i, count - i)
+
+
+cdef inline void copy_every_second(real* to, const real* source, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i = 0, left
+    while i + VL < count:
+        vstore(to + i, veven(vload(source + 2 * i), vload(source + 2 * i + VL)))
+        i += VL
+    left = 2 * (count - i) - 1
+    vstore_first(to + i, count - i, veven(
+        vload_first(source + 2 * i, smaller(left, VL)),
+        vload_first(source + 2 * i + VL, larger(left - VL, 0))))
+
+
+cdef inline void copy_stepped(real* to, const real* source, Py_ssize_t count, Py_ssize_t step) noexcept nogil:
+    cdef Py_ssize_t i
+    if step == 1:
+        copy_row(to, source, count)
+    elif step == 2:
+        copy_every_second(to, source, count)
+    else:
+        for i in range(count):
+            to[i] = source[i * step]
+
+
+cdef inline Py_ssize_t list_runs(const Geometry* g, const real* group_input, Py_ssize_t first, Py_ssize_t last,
+                                 real* panels, Py_ssize_t depth, Run* runs) noexcept nogil:
+    """The runs of pixels first .. last - 1 of the batch; `depth` rows are reserved for each panel."""
+    cdef Py_ssize_t count = 0, pixel = first, column, rest, panel
+    cdef Run* run
+    while pixel < last:
+        column = pixel - first
+        panel = column // NR
+        rest = pixel % plane_size(g)
+        run = runs + count
+        run.image = group_input + pixel // plane_size(g) * g.in_image
+        run.position[2] = rest % g.out_size[2]
+        rest = rest // g.out_size[2]
+        run.position[1] = rest % g.out_size[1] * g.step[1]
+        run.position[0] = rest // g.out_size[1] * g.step[0]
+        run.length = smaller(smaller(g.out_size[2] - run.position[2], NR - column % NR), last - pixel)
+        run.position[2] *= g.step[2]
+        run.width = panel_width(last - first - panel * NR)
+        run.to = panels + panel * depth * NR + column % NR
+        pixel += run.length
+        count += 1
+    return count
+
+
+cdef inline void aim_run(const Geometry* g, const Tap* tap, Run* run) noexcept nogil:
+    """Clips a run to the input for one tap."""
+    cdef Py_ssize_t d = run.position[0] + tap.offset[0]
+    cdef Py_ssize_t h = run.position[1] + tap.offset[1]
+    cdef Py_ssize_t w = run.position[2] + tap.offset[2]
+    cdef Py_ssize_t step = g.step[2]
+    cdef Py_ssize_t first = 0 if w >= 0 else smaller(ceil_div(-w, step), run.length)
+    cdef Py_ssize_t last = 0 if w >= g.in_size[2] else smaller(ceil_div(g.in_size[2] - w, step), run.length)
+    if d < 0 or d >= g.in_size[0] or h < 0 or h >= g.in_size[1] or last <= first:
+        first = last = run.length
+    run.before = first
+    run.inside = last - first
+    run.after = run.length - last
+    run.source = run.image
+    if run.inside > 0:
+        run.source += d * g.in_axis[0] + h * g.in_axis[1] + (w + first * step) * g.in_axis[2]
+
+
+cdef inline void pack_pixels(const Geometry* g, const Tap* taps, Py_ssize_t channel, Py_ssize_t channels,
+                             Run* runs, Py_ssize_t count) noexcept nogil:
+    """Rows of `channels` channels from `channel` on, for all runs of a tile."""
+    cdef Py_ssize_t t, c, r
+    cdef Py_ssize_t step = g.step[2] * g.in_axis[2]
+    cdef real* to
+    cdef const real* source
+    cdef Run* run
+    for t in range(g.taps):
+        for r in range(count):
+            aim_run(g, taps + t, runs + r)
+        for c in range(channels):
+            for r in range(count):
+                run = runs + r
+                to = run.to + (c * g.taps + t) * run.width
+                source = run.source + (channel + c) * g.in_channel
+                if run.inside == NR and step == 1:
+                    copy_row(to, source, NR)
+                    continue
+                if run.before:
+                    fill_zero(to, run.before)
+                if run.inside:
+                    copy_stepped(to + run.before, source, run.inside, step)
+                if run.after:
+                    fill_zero(to + run.before + run.inside, run.after)
+
+
+cdef inline void clear_tail(Py_ssize_t columns, real* panels, Py_ssize_t depth, Py_ssize_t used) noexcept nogil:
+    """Zeros in the columns of the last panel that no pixel fills: they are multiplied, never stored.
+
+    `used` of the `depth` rows that are reserved for each panel are in use.
+    """
+    cdef Py_ssize_t panel = (columns - 1) // NR
+    cdef Py_ssize_t filled = columns - panel * NR
+    cdef Py_ssize_t k, width = panel_width(filled)
+    if filled < width:
+        for k in range(used):
+            fill_zero(panels + panel * depth * NR + k * width + filled, width - filled)
+
+
+cdef inline void pack_weights(const Geometry* g, const Tap* taps, const real* weight, Py_ssize_t block,
+                              Py_ssize_t channel, Py_ssize_t channels, real* to) noexcept nogil:
+    cdef Py_ssize_t first = row_start(g, block)
+    cdef Py_ssize_t rows = row_start(g, block + 1) - first
+    cdef Py_ssize_t c, t, r
+    cdef const real* source
+    for c in range(channel, channel + channels):
+        for t in range(g.taps):
+            source = weight + first * g.weight_row + c * g.weight_channel + taps[t].weight
+            if g.weight_row == 1:
+                copy_row(to, source, rows)
+            else:
+                for r in range(rows):
+                    to[r] = source[r * g.weight_row]
+            to += rows

@@ -1,0 +1,215 @@
+/* The vector vocabulary: the only file that knows the instruction set.
+ *
+ * The build chooses FC_REAL (float or double) and the instruction set by compiler flags alone.
+ * `vec` holds VL values of type `real`; MR x NV vectors is the register tile of the micro-kernel.
+ * FC_WIDE asks for 64-byte vectors where the machine has narrower ones: the compiler splits them,
+ * so that the logic of the wide engine can be executed and checked anywhere.
+ */
+#ifndef FASTCONV_SIMD_H
+#define FASTCONV_SIMD_H
+
+#include <stddef.h>
+#include <string.h>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+/* Micro-kernels live in registers only once they are inlined with constant tile sizes. Cython
+ * marks every `cdef inline` with this macro, and a plain `inline` is a hint that gcc declines. */
+#undef CYTHON_INLINE
+#define CYTHON_INLINE inline __attribute__((always_inline, unused))
+
+#ifndef FC_REAL
+#define FC_REAL float
+#endif
+typedef FC_REAL real;
+
+#if defined(__AVX512F__) || defined(FC_WIDE)
+#define FC_VECTOR_BYTES 64
+#define FC_MR 14 /* 14 x 2 = 28 accumulators of 32 registers */
+#define FC_NV 2
+#elif defined(__AVX2__)
+#define FC_VECTOR_BYTES 32
+#define FC_MR 6 /* 6 x 2 = 12 accumulators of 16 registers */
+#define FC_NV 2
+#elif defined(__aarch64__)
+#define FC_VECTOR_BYTES 16
+#define FC_MR 12 /* 12 x 2 = 24 accumulators of 32 registers */
+#define FC_NV 2
+#else
+#define FC_VECTOR_BYTES 16
+#define FC_MR 6
+#define FC_NV 2
+#endif
+
+enum {
+    MR = FC_MR,
+    NV = FC_NV,
+    VL = FC_VECTOR_BYTES / sizeof(real),
+    NR = FC_NV * FC_VECTOR_BYTES / sizeof(real)
+};
+
+/* A `vec` in memory may begin at any element, and may alias any array of `real`. */
+typedef real vec __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+static inline vec vload(const real *p) { return *(const vec *)p; }
+static inline void vstore(real *p, vec v) { *(vec *)p = v; }
+static inline vec vzero(void) { return (vec){0}; }
+static inline vec vset1(real x) { return x - (vec){0}; }
+static inline vec vadd(vec a, vec b) { return a + b; }
+static inline vec vsub(vec a, vec b) { return a - b; }
+static inline vec vmul(vec a, vec b) { return a * b; }
+static inline vec vfma(vec a, vec b, vec c) { return a * b + c; }
+
+/* max(x, 0) that hands a NaN through: only lanes that compare below zero are cleared. */
+static inline vec vrelu(vec x) {
+    __typeof__(x < x) negative = x < vzero();
+    return (vec)(~negative & (__typeof__(negative))x);
+}
+
+static inline real vsum(vec v) {
+    real total = 0;
+    for (int i = 0; i < VL; i++) total += v[i];
+    return total;
+}
+
+/* The first `count` elements, 0 <= count <= VL: the others read as zero and are not touched. */
+#if defined(__AVX512F__)
+#define FC_IS_FLOAT (sizeof(real) == 4)
+static inline vec vload_first(const real *p, ptrdiff_t count) {
+    unsigned mask = (1u << count) - 1;
+    if (FC_IS_FLOAT) return (vec)_mm512_maskz_loadu_ps((__mmask16)mask, p);
+    return (vec)_mm512_maskz_loadu_pd((__mmask8)mask, p);
+}
+static inline void vstore_first(real *p, ptrdiff_t count, vec v) {
+    unsigned mask = (1u << count) - 1;
+    if (FC_IS_FLOAT) _mm512_mask_storeu_ps(p, (__mmask16)mask, (__m512)v);
+    else _mm512_mask_storeu_pd(p, (__mmask8)mask, (__m512d)v);
+}
+static inline void vcopy_first(real *to, const real *from, ptrdiff_t count) {
+    vstore_first(to, count, vload_first(from, count));
+}
+#else
+/* One copy of constant size for each bit of `count`: no mask registers, nothing past the end. */
+static inline void vcopy_first(real *to, const real *from, ptrdiff_t count) {
+#define FC_COPY_PIECE(n)                          \
+    if ((n) < VL && (count & (n))) {              \
+        memcpy(to, from, (n) * sizeof(real));     \
+        to += (n);                                \
+        from += (n);                              \
+    }
+    FC_COPY_PIECE(16)
+    FC_COPY_PIECE(8)
+    FC_COPY_PIECE(4)
+    FC_COPY_PIECE(2)
+    FC_COPY_PIECE(1)
+}
+static inline vec vload_first(const real *p, ptrdiff_t count) {
+    vec v = vzero();
+    if (count == VL) return vload(p);
+    vcopy_first((real *)&v, p, count);
+    return v;
+}
+static inline void vstore_first(real *p, ptrdiff_t count, vec v) {
+    if (count == VL) vstore(p, v);
+    else vcopy_first(p, (const real *)&v, count);
+}
+#endif
+
+/* Lane j of the result: element index[j] of a (0 .. VL-1) followed by b (VL .. 2VL-1). */
+#if FC_VECTOR_BYTES == 64
+#define FC_LANES_4(f) {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), \
+                       f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)}
+#define FC_LANES_8(f) {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)}
+#elif FC_VECTOR_BYTES == 32
+#define FC_LANES_4(f) {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)}
+#define FC_LANES_8(f) {f(0), f(1), f(2), f(3)}
+#else
+#define FC_LANES_4(f) {f(0), f(1), f(2), f(3)}
+#define FC_LANES_8(f) {f(0), f(1)}
+#endif
+typedef int index_4 __attribute__((vector_size(FC_VECTOR_BYTES)));
+typedef long long index_8 __attribute__((vector_size(FC_VECTOR_BYTES)));
+#define FC_SHUFFLE(a, b, f)                                                         \
+    (sizeof(real) == 4 ? (vec)__builtin_shuffle((vec_4)(a), (vec_4)(b), (index_4)FC_LANES_4(f)) \
+                       : (vec)__builtin_shuffle((vec_8)(a), (vec_8)(b), (index_8)FC_LANES_8(f)))
+typedef float vec_4 __attribute__((vector_size(FC_VECTOR_BYTES)));
+typedef double vec_8 __attribute__((vector_size(FC_VECTOR_BYTES)));
+
+/* Elements 0, 2, 4, ... and 1, 3, 5, ... of a followed by b. */
+static inline vec veven(vec a, vec b) {
+#define FC_EVEN(j) (2 * (j))
+    return FC_SHUFFLE(a, b, FC_EVEN);
+}
+static inline vec vodd(vec a, vec b) {
+#define FC_ODD(j) (2 * (j) + 1)
+    return FC_SHUFFLE(a, b, FC_ODD);
+}
+
+/* Transposes the VL x VL matrix in rows[0 .. VL-1]: for each power of two g, the off-diagonal
+ * g x g blocks of every 2g x 2g block change places. */
+#define FC_UPPER(j, g) (((j) & (g)) == 0 ? (j) : VL + (j) - (g))
+#define FC_LOWER(j, g) (((j) & (g)) == 0 ? (j) + (g) : VL + (j))
+#define FC_UPPER_1(j) FC_UPPER(j, 1)
+#define FC_LOWER_1(j) FC_LOWER(j, 1)
+#define FC_UPPER_2(j) FC_UPPER(j, 2)
+#define FC_LOWER_2(j) FC_LOWER(j, 2)
+#define FC_UPPER_4(j) FC_UPPER(j, 4)
+#define FC_LOWER_4(j) FC_LOWER(j, 4)
+#define FC_UPPER_8(j) FC_UPPER(j, 8)
+#define FC_LOWER_8(j) FC_LOWER(j, 8)
+#define FC_EXCHANGE(rows, g)                                  \
+    for (int i = 0; i < VL; i++)                              \
+        if (((i) & (g)) == 0) {                               \
+            vec a = rows[i], b = rows[i + (g)];               \
+            rows[i] = FC_SHUFFLE(a, b, FC_UPPER_##g);         \
+            rows[i + (g)] = FC_SHUFFLE(a, b, FC_LOWER_##g);   \
+        }
+static inline __attribute__((always_inline)) void vtranspose(vec *rows) {
+    if (VL > 8) { FC_EXCHANGE(rows, 8) }
+    if (VL > 4) { FC_EXCHANGE(rows, 4) }
+    if (VL > 2) { FC_EXCHANGE(rows, 2) }
+    FC_EXCHANGE(rows, 1)
+}
+
+/* Denormal operands and results cost a microcode assist each: workers flush them to zero and hand
+ * the caller's floating-point mode back. */
+#if defined(__x86_64__)
+static inline unsigned flush_denormals(void) {
+    unsigned mode = _mm_getcsr();
+    _mm_setcsr(mode | 0x8040);
+    return mode;
+}
+static inline void restore_denormals(unsigned mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+static inline unsigned flush_denormals(void) {
+    unsigned long mode;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode | (1ul << 24)));
+    return (unsigned)mode;
+}
+static inline void restore_denormals(unsigned mode) {
+    __asm__ volatile("msr fpcr, %0" : : "r"((unsigned long)mode));
+}
+#else
+static inline unsigned flush_denormals(void) { return 0; }
+static inline void restore_denormals(unsigned mode) { (void)mode; }
+#endif
+
+static inline int cpu_has_avx2(void) {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 0;
+#endif
+}
+static inline int cpu_has_avx512(void) {
+#if defined(__x86_64__)
+    return cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+    return 0;
+#endif
+}
+
+#endif

@@ -1,0 +1,31 @@
+"""The names of simd.h, as Cython sees them: `real` and `vec` take their true size at C compile time."""
+
+cdef extern from "simd.h" nogil:
+    ctypedef float real
+    ctypedef struct vec:
+        pass
+
+    enum: VL  # elements in a vec
+    enum: MR  # rows (broadcast side) of the register tile
+    enum: NV  # vectors across the register tile
+    enum: NR  # NV * VL
+
+    vec vload(const real* p) noexcept
+    vec vload_first(const real* p, Py_ssize_t count) noexcept
+    void vstore(real* p, vec v) noexcept
+    void vstore_first(real* p, Py_ssize_t count, vec v) noexcept
+    void vcopy_first(real* to, const real* source, Py_ssize_t count) noexcept
+    vec vzero() noexcept
+    vec vset1(real x) noexcept
+    vec vadd(vec a, vec b) noexcept
+    vec vsub(vec a, vec b) noexcept
+    vec vmul(vec a, vec b) noexcept
+    vec vfma(vec a, vec b, vec c) noexcept
+    vec vrelu(vec x) noexcept
+    vec veven(vec a, vec b) noexcept
+    vec vodd(vec a, vec b) noexcept
+    real vsum(vec v) noexcept
+    void vtranspose(vec* rows) noexcept
+
+    unsigned int flush_denormals() noexcept
+    void restore_denormals(unsigned int mode) noexcept

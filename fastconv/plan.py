@@ -1,0 +1,232 @@
+"""From a problem and a CPU to a frozen Plan: algorithm, blocking, passes over the output.
+
+Every threshold is a named constant that cites its measurement (docs/performance.md, section "Thresholds").
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastconv.problem import ConvProblem
+
+# The struct Geometry of kernels/geometry.pxd, field by field.
+GEOMETRY = np.dtype(
+    [(name, np.intp) for name in ("batch", "groups", "rows", "channels", "taps")]
+    + [(name, np.intp, 3) for name in ("in_size", "out_size", "step")]
+    + [(name, np.intp) for name in ("in_image", "in_group", "in_channel")]
+    + [("in_axis", np.intp, 3)]
+    + [(name, np.intp) for name in ("out_offset", "out_image", "out_group", "out_row")]
+    + [("out_axis", np.intp, 3)]
+    + [(name, np.intp) for name in ("weight_group", "weight_row", "weight_channel")]
+    + [(name, np.intp) for name in ("relu", "depth_block", "row_block", "pixel_block")]
+)
+# Where the micro-kernel reads the weights: the enum Source of kernels/gemm.pyx.
+IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
+
+DEPTH_BYTES = 1024  # KC: a row of the depth block, so that a panel of NR columns fits half of L1
+PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
+FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
+
+
+@functools.cache
+def l2_bytes() -> int:
+    """The second-level cache of one core; 512 KiB where the system does not say."""
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            if (index / "level").read_text().strip() == "2":
+                return int((index / "size").read_text().strip().removesuffix("K")) * 1024
+        except (OSError, ValueError):
+            continue
+    return 512 << 10
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One call of a convolution kernel: a geometry and its taps, as the kernel reads them."""
+
+    geometry: np.ndarray[Any, Any]
+    taps: np.ndarray[Any, Any]
+    source: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one convolution is computed.
+
+    Attributes
+    ----------
+    problem : ConvProblem
+        Shapes, stride, padding, dilation, groups.
+    direction : str
+        "forward", "input_grad" or "weight_grad".
+    algorithm : str
+        As `algorithm=` names it.
+    dtype : numpy.dtype
+    passes : tuple of Pass
+        Kernel calls, in order.
+    covers : bool
+        Whether the passes write every element of the output; otherwise it starts as zeros.
+    """
+
+    problem: ConvProblem
+    direction: str
+    algorithm: str
+    dtype: np.dtype[Any]
+    passes: tuple[Pass, ...]
+    covers: bool = True
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        if self.direction == "forward":
+            return self.problem.output_shape
+        if self.direction == "input_grad":
+            return self.problem.input_shape
+        return self.problem.weight_shape
+
+    @property
+    def flops(self) -> int:
+        return self.problem.flops
+
+
+def _strides(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """C-order strides, in elements."""
+    return tuple(prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
+
+
+def _three(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
+    """Values of 1 to 3 spatial axes as (depth, height, width)."""
+    return (fill,) * (3 - len(values)) + tuple(values)
+
+
+def _blocking(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
+    """KC, MC and NC: a depth block in even parts, the weights' block in a quarter of L2, pixels in a third."""
+    taps, channels = int(geometry["taps"]), int(geometry["channels"])
+    depth = max(DEPTH_BYTES // dtype.itemsize, 1)
+    blocks = max(1, -(-channels * taps // depth))
+    geometry["depth_block"] = max(1, -(-channels // blocks))
+    row_bytes = max(1, int(geometry["depth_block"]) * taps * dtype.itemsize)
+    geometry["row_block"] = max(l2_bytes() // 4 // row_bytes, 64)
+    geometry["pixel_block"] = min(max(l2_bytes() // 3 // row_bytes, 64), 512)
+
+
+def _collapse(geometry: np.ndarray[Any, Any], taps: np.ndarray[Any, Any]) -> None:
+    """Pixels that lie side by side on both ends of a 1x1 convolution become one long row."""
+    size = tuple(int(s) for s in geometry["out_size"])
+    dense = list(_strides(size))
+    if (
+        len(taps) == 1
+        and not taps[0, :3].any()
+        and list(geometry["step"]) == [1, 1, 1]
+        and tuple(geometry["in_size"]) == size
+        and list(geometry["in_axis"]) == dense
+        and list(geometry["out_axis"]) == dense
+    ):
+        geometry["in_size"] = geometry["out_size"] = (1, 1, prod(size))
+        geometry["in_axis"] = geometry["out_axis"] = (prod(size), prod(size), 1)
+
+
+def _make_pass(fields: dict[str, Any], taps: list[tuple[int, ...]], dtype: np.dtype[Any]) -> Pass:
+    geometry = np.zeros((), GEOMETRY)
+    for name, value in fields.items():
+        geometry[name] = value
+    table = np.array(taps, np.intp).reshape(-1, 4)
+    geometry["taps"] = len(table)
+    _blocking(geometry, dtype)
+    _collapse(geometry, table)
+    in_order = np.array_equal(table[:, 3], np.arange(len(table)))
+    if in_order and fields["weight_channel"] == len(table):
+        source = IN_PLACE_ROWS
+    elif len(table) == 1 and fields["weight_row"] == 1 and table[0, 3] == 0:
+        source = IN_PLACE_COLUMNS
+    else:
+        source = PACKED
+    return Pass(geometry, table, source)
+
+
+def _forward_pass(p: ConvProblem, dtype: np.dtype[Any], relu: bool) -> Pass:
+    kernel, dilation = _three(p.kernel, 1), _three(p.dilation, 1)
+    before = _three(tuple(pad[0] for pad in p.pads), 0)
+    in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
+    taps = [
+        (*(r * d - b for r, d, b in zip(tap, dilation, before, strict=True)), index)
+        for index, tap in enumerate(itertools.product(*(range(k) for k in kernel)))
+    ]
+    fields = {
+        "batch": p.batch, "groups": p.groups, "rows": p.group_out, "channels": p.group_in,
+        "in_size": in_size, "out_size": out_size, "step": _three(p.stride, 1),
+        "in_image": p.in_channels * prod(in_size), "in_group": p.group_in * prod(in_size),
+        "in_channel": prod(in_size), "in_axis": _strides(in_size),
+        "out_image": p.out_channels * prod(out_size), "out_group": p.group_out * prod(out_size),
+        "out_row": prod(out_size), "out_axis": _strides(out_size),
+        "weight_group": p.group_out * p.group_in * prod(kernel),
+        "weight_row": p.group_in * prod(kernel), "weight_channel": prod(kernel), "relu": relu,
+    }  # fmt: skip
+    return _make_pass(fields, taps, dtype)
+
+
+def _phase_taps(p: ConvProblem, axis: int, phase: int) -> list[tuple[int, int]]:
+    """(index, offset) of the taps that reach input position phase + stride * i from output i + offset."""
+    stride, dilation, before = p.stride[axis], p.dilation[axis], p.pads[axis][0]
+    return [
+        (r, (phase + before - r * dilation) // stride)
+        for r in range(p.kernel[axis])
+        if (phase + before - r * dilation) % stride == 0
+    ]
+
+
+def _input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> Iterator[Pass | None]:
+    """One pass for each phase of the input's positions modulo the stride; None where no tap reaches.
+
+    Within a phase the gradient is a convolution of stride 1 with a subset of the taps: no product
+    with an inserted zero is ever computed.
+    """
+    in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
+    kernel, stride = _three(p.kernel, 1), _three(p.stride, 1)
+    axis_stride = _strides(in_size)
+    for phase in itertools.product(*(range(min(s, i)) for s, i in zip(p.stride, p.in_size, strict=True))):
+        per_axis = [_phase_taps(p, axis, ph) for axis, ph in enumerate(phase)]
+        if not all(per_axis):
+            yield None
+            continue
+        full = [[(0, 0)]] * (3 - p.axes) + per_axis
+        tap_strides = _strides(kernel)
+        taps = [
+            (*(offset for _, offset in tap), sum(r * s for (r, _), s in zip(tap, tap_strides, strict=True)))
+            for tap in itertools.product(*full)
+        ]
+        start = _three(phase, 0)
+        fields = {
+            "batch": p.batch, "groups": p.groups, "rows": p.group_in, "channels": p.group_out,
+            "in_size": out_size, "step": (1, 1, 1),
+            "out_size": [-(-(i - f) // s) for i, f, s in zip(in_size, start, stride, strict=True)],
+            "in_image": p.out_channels * prod(out_size), "in_group": p.group_out * prod(out_size),
+            "in_channel": prod(out_size), "in_axis": _strides(out_size),
+            "out_offset": sum(f * s for f, s in zip(start, axis_stride, strict=True)),
+            "out_image": p.in_channels * prod(in_size), "out_group": p.group_in * prod(in_size),
+            "out_row": prod(in_size),
+            "out_axis": [s * a for s, a in zip(stride, axis_stride, strict=True)],
+            "weight_group": p.group_out * p.group_in * prod(kernel),
+            "weight_row": prod(kernel), "weight_channel": p.group_in * prod(kernel),
+        }  # fmt: skip
+        yield _make_pass(fields, taps, dtype)
+
+
+@functools.lru_cache(maxsize=4096)
+def plan_conv(
+    problem: ConvProblem, direction: str, dtype: np.dtype[Any], algorithm: str, relu: bool = False
+) -> Plan:
+    """The plan for one direction of a convolution."""
+    if direction == "forward":
+        return Plan(problem, direction, "gemm", dtype, (_forward_pass(problem, dtype, relu),))
+    passes = list(_input_grad_passes(problem, dtype))
+    return Plan(
+        problem, direction, "gemm", dtype, tuple(p for p in passes if p is not None), None not in passes
+    )
