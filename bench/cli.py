@@ -21,7 +21,11 @@ ISA_CHOICES = ("native", "baseline", "avx2", "avx512")
 
 def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
-    return options.run(options)
+    try:
+        return options.run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; `compare` goes on from here with --resume", file=sys.stderr)
+        return 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -126,12 +130,16 @@ def measure(
             continue
         with Runner(peers, threads, isa_limit, options.allocator, options.rounds) as runner:
             start_run(runner, run, bar)
+            note_machine(runner, run, bar)
             for case in here:
                 bar.set_description(f"{case.layer.name} {case.direction} {threads}t b{case.batch}")
                 found.add(runner.run(case))
                 bar.update(weight(case))
                 if options.keep:
                     found.save()
+            note_machine(runner, run, bar)
+    if options.keep:
+        found.save()
     bar.close()
 
 
@@ -141,14 +149,25 @@ def weight(case: Case) -> float:
 
 
 def start_run(runner: Runner, run: dict, bar: tqdm) -> None:
-    """Note versions, FMA peak and bandwidth; say which peers do not start."""
-    run["versions"].update(runner.versions)
-    try:
-        run["machine_rates"][str(runner.threads)] = runner.measure_machine()
-    except PeerError as error:
-        bar.write(f"no FMA peak: {error}")
+    """Note the versions, say which peers do not start; refuse to continue a different run."""
+    noted = {**runner.versions, **run["versions"]}
+    if run["allocator"] != runner.allocator or not runner.versions.items() <= noted.items():
+        raise SystemExit("versions or allocator differ from the run that --resume would continue")
+    run["versions"] = noted
     for name, reason in runner.unavailable.items():
         bar.write(f"{name} does not start: {reason}")
+
+
+def note_machine(runner: Runner, run: dict, bar: tqdm) -> None:
+    """FMA peak and bandwidth, the best seen in this run."""
+    try:
+        measured = runner.measure_machine()
+    except PeerError as error:
+        bar.write(f"no FMA peak: {error}")
+        return
+    best = run["machine_rates"].setdefault(str(runner.threads), measured)
+    for name, rate in measured.items():
+        best[name] = max(best[name], rate)
 
 
 def print_tables(found: results.Results, cases: list[results.CaseResult]) -> None:

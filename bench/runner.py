@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from pathlib import Path
@@ -70,7 +71,8 @@ class WorkerProcess:
     def release(self) -> None:
         """Free the last case's arrays, if the worker still lives."""
         if self.process is not None:
-            self.ask("release")
+            with suppress(PeerError):
+                self.ask("release")
 
     def how_it_ended(self) -> str:
         code = self.process.wait()
@@ -132,7 +134,8 @@ class Runner:
             timed = self._timed(results)
             if done >= self.rounds and all(is_settled(results[name].rounds) for name in timed):
                 break
-            for name in timed:
+            # Every other round backwards: no peer always follows the same neighbour.
+            for name in timed if done % 2 == 0 else reversed(timed):
                 self._time(self.workers[name], results[name])
                 sleep(self.workers[name].peer.quiet_after)
         for worker in self.workers.values():
@@ -164,10 +167,17 @@ class Runner:
             result.failure = str(error)
 
     def measure_machine(self) -> dict[str, float]:
-        """FMA peak and copy bandwidth, by a fastconv worker; raises PeerError without one."""
-        for worker in self.workers.values():
-            if worker.peer.package == "fastconv":
-                return worker.ask("measure_machine", self.threads)
+        """FMA peak and copy bandwidth, by a fastconv worker of its own; raises PeerError.
+
+        Large arrays would leave a timed worker with memory that the others do not have.
+        """
+        for peer in self.peers:
+            if peer.package == "fastconv":
+                worker = WorkerProcess(peer, self._settings(peer))
+                try:
+                    return worker.ask("measure_machine", self.threads)
+                finally:
+                    worker.stop()
         raise PeerError("fastconv, whose kernel measures it, is not among the peers")
 
 

@@ -112,9 +112,12 @@ def summary_cells(total: Summary) -> list[str]:
 
 def losses(results: Results, cases: list[CaseResult]) -> str:
     """Every case in which fastconv is slower, the worst first."""
-    found = [r for comparison in COMPARISONS for r in ratios(cases, comparison) if r.is_loss]
+    compared = [r for comparison in COMPARISONS for r in ratios(cases, comparison)]
+    found = [r for r in compared if r.is_loss]
+    if not compared:
+        return "Nothing was compared."
     if not found:
-        return "No case in which fastconv is slower."
+        return f"fastconv is slower in none of {len(compared)} comparisons."
     header = ["layer", "comparison", "rival", "direction", "threads", "batch", "ratio"]
     header += ["by round medians", "% of peak"]
     rows = []
@@ -134,7 +137,7 @@ def problems(results: Results, cases: list[CaseResult]) -> str:
         if result.problem
     ]
     if not rows:
-        return "Every peer gave the same results, up to rounding."
+        return "No peer failed; all gave the same results, up to rounding."
     header = ["layer", "direction", "threads", "batch", "peer", "problem"]
     return markdown(header, rows, text_columns=6)
 
@@ -154,9 +157,8 @@ def machine(results: Results, cases: list[CaseResult]) -> str:
         ["date", run["date"]],
     ]
     for threads, rates in run["machine_rates"].items():
-        if rates:
-            peak, copy = rates["fma_peak"] / 1e9, rates["copy_bandwidth"] / 1e9
-            rows.append([f"{threads} thread(s)", f"FMA {peak:.1f} GFLOP/s, copy {copy:.1f} GB/s"])
+        peak, copy = rates["fma_peak"] / 1e9, rates["copy_bandwidth"] / 1e9
+        rows.append([f"{threads} thread(s)", f"FMA {peak:.1f} GFLOP/s, copy {copy:.1f} GB/s"])
     return markdown(["machine", ""], rows, text_columns=2)
 
 

@@ -10,6 +10,7 @@ import gc
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any
@@ -95,4 +96,5 @@ def serve(worker: Worker, connection: Connection) -> None:
 
 if __name__ == "__main__":
     peer_name, file_descriptor = sys.argv[1:]
-    serve(Worker(peer_name), Connection(int(file_descriptor)))
+    with suppress(KeyboardInterrupt):
+        serve(Worker(peer_name), Connection(int(file_descriptor)))

@@ -32,6 +32,9 @@ GEOMETRY = np.dtype(
 IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
 
 DEPTH_BYTES = 1024  # KC: a row of the depth block, so that a panel of NR columns fits half of L1
+SMALL_PLANE = 128  # pixels of an output plane: below it chunks of a weight gradient span images
+SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, where its pixels allow
+SPLIT_PIXELS = 1024  # least pixels of one of them
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
 
@@ -55,6 +58,18 @@ class Pass:
     geometry: np.ndarray[Any, Any]
     taps: np.ndarray[Any, Any]
     source: int
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How a weight gradient's sum over pixels is arranged: the arguments of kernels/weight_grad.pyx."""
+
+    grad_is_left: bool
+    image_whole: bool
+    grad_whole: bool
+    segments: int
+    chunks: int
+    splits: int
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,7 @@ class Plan:
     dtype: np.dtype[Any]
     passes: tuple[Pass, ...]
     covers: bool = True
+    reduction: Reduction | None = None
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -219,6 +235,46 @@ def _input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> Iterator[Pass | 
         yield _make_pass(fields, taps, dtype)
 
 
+def _identity_pass(p: ConvProblem, dtype: np.dtype[Any]) -> Pass:
+    """The output's gradient as the image of a 1x1 convolution: its rows are its channels."""
+    plane = prod(p.out_size)
+    fields = {
+        "batch": p.batch, "groups": p.groups, "channels": p.group_out,
+        "in_size": (1, 1, plane), "out_size": (1, 1, plane), "step": (1, 1, 1),
+        "in_image": p.out_channels * plane, "in_group": p.group_out * plane,
+        "in_channel": plane, "in_axis": (plane, plane, 1), "out_axis": (plane, plane, 1),
+        "weight_row": 1, "weight_channel": 1,
+    }  # fmt: skip
+    return _make_pass(fields, [(0, 0, 0, 0)], dtype)
+
+
+def _weight_grad_cut(p: ConvProblem, image: Pass, grad: Pass, dtype: np.dtype[Any]) -> Reduction:
+    """How the long sum over pixels is cut, from the problem alone: the bits depend on it."""
+    plane, taps = prod(p.out_size), len(image.taps)
+    rows, columns = p.group_out, p.group_in * taps
+    per_image = plane >= SMALL_PLANE or p.batch <= 1
+    segments = p.batch if per_image else 1
+    pixels = plane if per_image else plane * p.batch
+    chunks = max(1, round(pixels * dtype.itemsize / DEPTH_BYTES))
+    image_whole = per_image and int(image.geometry["in_axis"][2]) == 1 and taps == 1 and (
+        tuple(image.geometry["out_size"]) == (1, 1, plane)
+    )
+    block = max(64, min(256, l2_bytes() // 8192)) * 4 // dtype.itemsize
+    image.geometry["row_block"] = grad.geometry["row_block"] = block
+    natural = p.groups * -(-rows // block) * -(-columns // block)
+    splits = 1
+    while (
+        2 * splits * natural <= SPLIT_UNITS
+        and p.batch * plane >= 2 * splits * SPLIT_PIXELS
+        and 2 * splits * prod(p.weight_shape) * dtype.itemsize <= PACK_LIMIT
+    ):
+        splits *= 2
+    # The factor on the right is transposed; on the left its rows serve as they are. With the image on the
+    # left the result leaves transposed.
+    grad_left = columns * (1.0 if image_whole else 1.35) <= rows + rows * columns / max(plane * p.batch, 1)
+    return Reduction(grad_left, image_whole, per_image, segments, chunks, splits)
+
+
 @functools.lru_cache(maxsize=4096)
 def plan_conv(
     problem: ConvProblem, direction: str, dtype: np.dtype[Any], algorithm: str, relu: bool = False
@@ -226,6 +282,11 @@ def plan_conv(
     """The plan for one direction of a convolution."""
     if direction == "forward":
         return Plan(problem, direction, "gemm", dtype, (_forward_pass(problem, dtype, relu),))
+    if direction == "weight_grad":
+        image = _forward_pass(problem, dtype, False)
+        grad = _identity_pass(problem, dtype)
+        cut = _weight_grad_cut(problem, image, grad, dtype)
+        return Plan(problem, direction, "gemm", dtype, (image, grad), True, cut)
     passes = list(_input_grad_passes(problem, dtype))
     return Plan(
         problem, direction, "gemm", dtype, tuple(p for p in passes if p is not None), None not in passes
