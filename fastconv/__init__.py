@@ -1,1 +1,46 @@
-"""fastconv"""
+"""Fast convolution, pooling and their gradients for NumPy arrays on the CPU.
+
+The rooms, from the top; each imports only rooms below it:
+
+    interop, inspect, nn, signal     faces and tools built on the public operations
+    conv  pool  dense                the public operations: check, plan, allocate, call
+    calls                            binds a plan to the kernel entry that carries it out
+    plan                             problem + CPU -> frozen Plan: algorithm, blocking, passes
+    registry                         the table of kernels
+    engine  threads  workspace       which compiled engine, how many threads, whose scratch memory
+    problem                          frozen ConvProblem, PoolProblem: geometry, validation, shapes
+    arrays  im2col                   what arrays are accepted; the textbook form
+    reference  testing               the float64 oracle; gradcheck for any function of arrays
+    kernels/                         all Cython: one .pyx a family, micro-kernels in .pxd, simd.h
+    _engines/                        the kernels compiled, once for each (isa, dtype)
+"""
+
+from fastconv.conv import (
+    ConvGradients,
+    PreparedConv2d,
+    conv2d,
+    conv2d_backward,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+    plan_conv2d,
+    prepare_conv2d,
+)
+from fastconv.plan import Plan
+from fastconv.threads import get_num_threads, set_num_threads, threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvGradients",
+    "Plan",
+    "PreparedConv2d",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "get_num_threads",
+    "plan_conv2d",
+    "prepare_conv2d",
+    "set_num_threads",
+    "threads",
+]

@@ -6,13 +6,14 @@ FASTCONV_ISA=baseline|avx2|avx512 (or wide, in builds that have it) forces one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
-import importlib.util
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -79,20 +80,50 @@ def loadable() -> tuple[str, ...]:
 
 
 @functools.cache
-def active_isa() -> str:
-    """The engine in use: FASTCONV_ISA where it is set, else the best loadable one."""
-    forced = os.environ.get("FASTCONV_ISA")
-    if forced is None:
+def _default_isa() -> str:
+    """FASTCONV_ISA where it is set, else the best loadable engine."""
+    wanted = os.environ.get("FASTCONV_ISA")
+    if wanted is None:
         return loadable()[0]
-    if forced not in loadable():
+    if wanted not in loadable():
         raise RuntimeError(
-            f"FASTCONV_ISA={forced!r}: expected one of {list(loadable())}, the engines that are "
+            f"FASTCONV_ISA={wanted!r}: expected one of {list(loadable())}, the engines that are "
             "built here and that this CPU can run"
         )
-    return forced
+    return wanted
 
 
-@functools.cache
+class _State:
+    forced: str | None = None
+    caches: ClassVar[list[Callable[[], None]]] = []
+
+
+def active_isa() -> str:
+    """The engine in use."""
+    return _State.forced or _default_isa()
+
+
+def forget_on_change(clear: Callable[[], None]) -> None:
+    """Registers what empties a cache of bound kernels; called whenever the engine in use changes."""
+    _State.caches.append(clear)
+
+
+@contextlib.contextmanager
+def forced(isa: str) -> Iterator[None]:
+    """Uses one of `loadable()` engines within a `with` block, for the whole process: for tests."""
+    if isa not in loadable():
+        raise ValueError(f"isa: expected one of {loadable()}, got {isa!r}")
+    before, _State.forced = _State.forced, isa
+    try:
+        for clear in _State.caches:
+            clear()
+        yield
+    finally:
+        _State.forced = before
+        for clear in _State.caches:
+            clear()
+
+
 def load(dtype: Any, isa: str | None = None) -> Engine:
     """The engine for a scalar type.
 
@@ -103,4 +134,9 @@ def load(dtype: Any, isa: str | None = None) -> Engine:
     isa : str, optional
         One of `loadable()`; the active one unless given.
     """
-    return Engine(isa or active_isa(), np.dtype(dtype))
+    return _load(np.dtype(dtype), isa or active_isa())
+
+
+@functools.cache
+def _load(dtype: np.dtype[Any], isa: str) -> Engine:
+    return Engine(isa, dtype)

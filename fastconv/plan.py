@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from fastconv.problem import ConvProblem
+from fastconv.registry import Kernel, find
+from fastconv.threads import get_num_threads
 
 # The struct Geometry of kernels/geometry.pxd, field by field.
 GEOMETRY = np.dtype(
@@ -36,6 +38,7 @@ SMALL_PLANE = 128  # pixels of an output plane: below it chunks of a weight grad
 SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, where its pixels allow
 SPLIT_PIXELS = 1024  # least pixels of one of them
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
+DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
 
 
@@ -74,7 +77,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one convolution is computed.
+    """How one direction of a convolution is computed.
 
     Attributes
     ----------
@@ -84,20 +87,36 @@ class Plan:
         "forward", "input_grad" or "weight_grad".
     algorithm : str
         As `algorithm=` names it.
+    reason : str
+        Why this algorithm.
     dtype : numpy.dtype
+    relu : bool
+        Whether the rectifier is fused.
+    prepared : bool
+        Whether the weights come packed, from `prepare_conv2d`.
     passes : tuple of Pass
         Kernel calls, in order.
     covers : bool
         Whether the passes write every element of the output; otherwise it starts as zeros.
+    reduction : Reduction or None
+        For a weight gradient by "gemm".
     """
 
     problem: ConvProblem
     direction: str
     algorithm: str
+    reason: str
     dtype: np.dtype[Any]
-    passes: tuple[Pass, ...]
+    relu: bool = False
+    prepared: bool = False
+    passes: tuple[Pass, ...] = ()
     covers: bool = True
     reduction: Reduction | None = None
+
+    @property
+    def kernel(self) -> Kernel:
+        """The row of the registry that computes it."""
+        return find("conv", self.direction, self.algorithm)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -109,7 +128,39 @@ class Plan:
 
     @property
     def flops(self) -> int:
+        """Multiplications and additions, counted as the direct method does them."""
         return self.problem.flops
+
+    @property
+    def threads(self) -> int:
+        """The most threads that pay for this problem."""
+        return max(1, self.flops // FLOPS_PER_THREAD)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory of a call with the current number of threads."""
+        from fastconv.calls import workspace_bytes
+
+        return workspace_bytes(self, min(get_num_threads(), self.threads))
+
+    def explain(self) -> str:
+        """The plan in words: algorithm, why, work, memory, blocking."""
+        p = self.problem
+        lines = [
+            f"conv{p.axes}d {self.direction}: {self.algorithm} ({self.reason})",
+            f"  input {p.input_shape}, weight {p.weight_shape}, output {p.output_shape}, "
+            f"{self.dtype}, groups {p.groups}",
+            f"  {self.flops / 1e6:,.1f} MFLOP, {p.parameters:,} parameters, "
+            f"workspace {self.workspace_bytes / 1024:,.0f} KiB, "
+            f"at most {min(get_num_threads(), self.threads)} threads",
+        ]
+        for number, step in enumerate(self.passes):
+            g = step.geometry
+            lines.append(
+                f"  pass {number}: {int(g['taps'])} taps, KC {int(g['depth_block']) * int(g['taps'])}, "
+                f"MC {int(g['row_block'])}, NC {int(g['pixel_block'])}"
+            )
+        return "\n".join(lines)
 
 
 def _strides(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -275,19 +326,44 @@ def _weight_grad_cut(p: ConvProblem, image: Pass, grad: Pass, dtype: np.dtype[An
     return Reduction(grad_left, image_whole, per_image, segments, chunks, splits)
 
 
+def _choose(problem: ConvProblem, direction: str, prepared: bool) -> tuple[str, str]:
+    """The algorithm for "auto", and why."""
+    if problem.flops <= DIRECT_FLOPS and not prepared:
+        return "direct", f"at most {DIRECT_FLOPS:,} flops: packing would cost more"
+    return "gemm", "the general form"
+
+
 @functools.lru_cache(maxsize=4096)
 def plan_conv(
-    problem: ConvProblem, direction: str, dtype: np.dtype[Any], algorithm: str, relu: bool = False
+    problem: ConvProblem,
+    direction: str,
+    dtype: np.dtype[Any],
+    algorithm: str = "auto",
+    relu: bool = False,
+    prepared: bool = False,
 ) -> Plan:
-    """The plan for one direction of a convolution."""
+    """The plan for one direction of a convolution.
+
+    Raises
+    ------
+    ValueError
+        If there is no such algorithm, or it does not take the problem.
+    """
+    reason = "asked for"
+    if algorithm == "auto":
+        algorithm, reason = _choose(problem, direction, prepared)
+    row = find("conv", direction, algorithm)
+    if not row.supports(problem):
+        raise ValueError(f"algorithm: {algorithm!r} does not take this problem: {problem}")
+    make = functools.partial(Plan, problem, direction, algorithm, reason, dtype, relu, prepared)
+    if algorithm == "im2col" or problem.flops == 0:
+        return make()
     if direction == "forward":
-        return Plan(problem, direction, "gemm", dtype, (_forward_pass(problem, dtype, relu),))
+        return make((_forward_pass(problem, dtype, relu),))
     if direction == "weight_grad":
-        image = _forward_pass(problem, dtype, False)
-        grad = _identity_pass(problem, dtype)
-        cut = _weight_grad_cut(problem, image, grad, dtype)
-        return Plan(problem, direction, "gemm", dtype, (image, grad), True, cut)
+        image, grad = _forward_pass(problem, dtype, False), _identity_pass(problem, dtype)
+        if algorithm == "direct":
+            return make((image,))
+        return make((image, grad), True, _weight_grad_cut(problem, image, grad, dtype))
     passes = list(_input_grad_passes(problem, dtype))
-    return Plan(
-        problem, direction, "gemm", dtype, tuple(p for p in passes if p is not None), None not in passes
-    )
+    return make(tuple(step for step in passes if step is not None), None not in passes)

@@ -1,0 +1,55 @@
+"""Arrays at the door: what is accepted, and the native, aligned, C-contiguous form the kernels read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+
+def as_operand(value: Any, name: str, dtype: np.dtype[Any] | None = None) -> Array:
+    """`value` as a native, aligned, C-contiguous array; a copy only where it is none already.
+
+    Raises
+    ------
+    TypeError
+        If it is no array, masked, not of float32 or float64, or not of `dtype` where that is given.
+    """
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: masked arrays are not supported; fill the mask first")
+    if not isinstance(value, np.ndarray):
+        if not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
+            raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
+        value = np.asarray(value)
+    native = value.dtype.newbyteorder("=")
+    if native not in (FLOAT32, FLOAT64):
+        raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
+    if dtype is not None and native != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, that of the first operand, got {native}")
+    return np.require(np.asarray(value, native), requirements=["C", "A"])
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Refuses an `out` that the result does not fit."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"out: expected dtype {dtype}, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out: the array is read-only")
+    return out
+
+
+def is_target(out: Array, *operands: Any) -> bool:
+    """Can a kernel write to `out` at once: C-contiguous, native, and apart from what it reads?"""
+    return (
+        out.flags.carray
+        and out.dtype.isnative
+        and not any(isinstance(a, np.ndarray) and np.may_share_memory(out, a) for a in operands)
+    )

@@ -1,0 +1,182 @@
+"""From a plan to a call: binds a kernel entry to the arguments that the plan fixes.
+
+`bind(plan)` returns `run(*operands, out, threads)`, with the operands of the direction:
+forward (input, weight, bias), input_grad (weight, grad_output), weight_grad (input, grad_output).
+All operands are native, aligned, C-contiguous and of the plan's dtype and shapes; `out` is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fastconv import engine, im2col
+from fastconv.arrays import Array
+from fastconv.plan import PACK_LIMIT, PACKED, Pass, Plan
+from fastconv.workspace import scratch
+
+Run = Callable[..., None]
+
+
+def _bias_only(plan: Plan) -> Run:
+    """A problem without a single product: zeros, or the bias."""
+
+    def run(*operands: Any) -> None:
+        out = operands[-2]
+        bias = operands[2] if plan.direction == "forward" else None
+        out[...] = 0 if bias is None else bias.reshape(1, -1, *(1,) * plan.problem.axes)
+        if plan.relu:
+            np.maximum(out, 0, out=out)
+
+    return run
+
+
+def _textbook(plan: Plan) -> Run:
+    p = plan.problem
+    if plan.direction == "forward":
+        return lambda x, w, b, out, threads: im2col.forward(p, x, w, b, plan.relu, out)
+    if plan.direction == "input_grad":
+        return lambda w, g, out, threads: im2col.input_grad(p, w, g, out)
+    return lambda x, g, out, threads: im2col.weight_grad(p, x, g, out)
+
+
+def _direct(plan: Plan) -> Run:
+    kernel = engine.load(plan.dtype).direct
+    geometry, taps = (plan.passes[0].geometry, plan.passes[0].taps) if plan.passes else (None, None)
+    if plan.direction == "forward":
+        conv = kernel.conv
+        return lambda x, w, b, out, threads: conv(geometry, taps, x, w, b, out, threads)
+    if plan.direction == "weight_grad":
+        return lambda x, g, out, threads: kernel.weight_grad(geometry, taps, x, g, out, threads)
+
+    def run(weight: Array, grad_output: Array, out: Array, threads: int) -> None:
+        if not plan.covers:
+            out.fill(0)
+        for step in plan.passes:
+            kernel.conv(step.geometry, step.taps, grad_output, weight, None, out, threads)
+
+    return run
+
+
+def _sized(size: Callable[[int], int]) -> Callable[[int], int]:
+    """Remembers the workspace's size for each number of threads."""
+    known: dict[int, int] = {}
+
+    def sized(threads: int) -> int:
+        if threads not in known:
+            known[threads] = size(threads)
+        return known[threads]
+
+    return sized
+
+
+def _gemm_pass(plan: Plan, step: Pass) -> Run:
+    kernel = engine.load(plan.dtype).gemm
+    source = PACKED if plan.prepared else step.source
+    conv, geometry, taps, prepared = kernel.conv, step.geometry, step.taps, plan.prepared
+    size = _sized(lambda n: kernel.workspace_bytes(geometry, source, prepared, n, PACK_LIMIT))
+
+    def run(x: Array, w: Array, bias: Array | None, out: Array, threads: int) -> None:
+        memory = scratch(size(threads))
+        conv(geometry, taps, x, w, bias, out, memory, source, prepared, threads, PACK_LIMIT)
+
+    return run
+
+
+def _gemm(plan: Plan) -> Run:
+    if plan.direction == "weight_grad":
+        return _gemm_weight_grad(plan)
+    steps = [_gemm_pass(plan, step) for step in plan.passes]
+    if plan.direction == "forward":
+        return steps[0]
+
+    def run(weight: Array, grad_output: Array, out: Array, threads: int) -> None:
+        if not plan.covers:
+            out.fill(0)
+        for step in steps:
+            step(grad_output, weight, None, out, threads)
+
+    return run
+
+
+def _reduction_arguments(plan: Plan) -> tuple[Any, ...]:
+    image, grad = plan.passes
+    cut = plan.reduction
+    assert cut is not None
+    return (
+        image.geometry, image.taps, grad.geometry, grad.taps, cut.grad_is_left, cut.image_whole,
+        cut.grad_whole, cut.segments, cut.chunks, cut.splits,
+    )  # fmt: skip
+
+
+def _gemm_weight_grad(plan: Plan) -> Run:
+    kernel = engine.load(plan.dtype).weight_grad
+    fixed = _reduction_arguments(plan)
+    size = _sized(lambda n: kernel.workspace_bytes(*fixed, n))
+
+    def run(x: Array, grad_output: Array, out: Array, threads: int) -> None:
+        kernel.weight_grad(*fixed, x, grad_output, out, scratch(size(threads)), threads)
+
+    return run
+
+
+_BINDERS: dict[str, Callable[[Plan], Run]] = {
+    "im2col": _textbook,
+    "direct": _direct,
+    "gemm": _gemm,
+}
+
+
+def bind(plan: Plan) -> Run:
+    """The call that carries a plan out with the active engine."""
+    if plan.flops == 0:
+        return _bias_only(plan)
+    return _BINDERS[plan.algorithm](plan)
+
+
+def workspace_bytes(plan: Plan, threads: int) -> int:
+    """Bytes beside operands and output that a call of `bind(plan)` uses."""
+    if plan.flops == 0 or plan.algorithm == "direct":
+        return 0
+    p = plan.problem
+    if plan.algorithm == "im2col":
+        matrix = p.batch * p.in_channels * int(np.prod(p.kernel)) * int(np.prod(p.out_size))
+        return matrix * plan.dtype.itemsize
+    kernels = engine.load(plan.dtype)
+    if plan.direction == "weight_grad":
+        return int(kernels.weight_grad.workspace_bytes(*_reduction_arguments(plan), threads))
+    return max(
+        int(
+            kernels.gemm.workspace_bytes(
+                step.geometry,
+                PACKED if plan.prepared else step.source,
+                plan.prepared,
+                threads,
+                PACK_LIMIT,
+            )
+        )
+        for step in plan.passes
+    )
+
+
+def pack(plan: Plan, weight: Array, threads: int) -> Array:
+    """Weights in the order that a prepared plan by "gemm" reads them."""
+    kernel = engine.load(plan.dtype).gemm
+    step = plan.passes[0]
+    packed = np.empty(kernel.packed_elements(step.geometry), plan.dtype)
+    kernel.pack(step.geometry, step.taps, weight, packed, threads)
+    return packed
+
+
+def bias_grad(grad_output: Array, channels: int, threads: int) -> Array:
+    """The sum of an output's gradient over samples and positions: (K,)."""
+    total = np.zeros(channels, grad_output.dtype)
+    if grad_output.size:
+        images = grad_output.shape[0]
+        pixels = grad_output.size // (images * channels)
+        engine.load(grad_output.dtype).weight_grad.bias_grad(
+            grad_output, total, images, pixels, threads
+        )
+    return total

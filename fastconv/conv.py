@@ -1,0 +1,571 @@
+"""Convolution in two dimensions, its gradients, prepared operations and plans.
+
+Names, argument order and defaults are those of torch.nn.functional, on NumPy arrays. Everything here
+checks, plans, allocates and calls; the arithmetic is in fastconv/kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv import calls, engine
+from fastconv.arrays import FLOAT32, FLOAT64, Array, as_operand, check_out, is_target
+from fastconv.plan import FLOPS_PER_THREAD, Plan, plan_conv
+from fastconv.problem import ConvProblem, Padding, conv_problem
+from fastconv.threads import get_num_threads
+
+Ints = int | Sequence[int]
+
+_KNOWN_CALLS = 4096  # plans kept for the fast path of conv2d
+
+
+class ConvGradients(NamedTuple):
+    """Gradients of a convolution, each of the shape of its variable."""
+
+    input: Array
+    weight: Array
+    bias: Array | None
+
+
+class _Call:
+    """A plan bound to its kernel: what a call with known arguments needs."""
+
+    __slots__ = ("dtype", "most_threads", "output_shape", "plan", "run")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.dtype = plan.dtype
+        self.run = calls.bind(plan)
+        self.output_shape = plan.output_shape
+        self.most_threads = plan.threads
+
+    def __call__(self, operands: tuple[Any, ...], out: Any) -> Array:
+        """Runs into `out`, or into a new array; an `out` that overlaps an operand is written last."""
+        target = out
+        if out is None:
+            target = np.empty(self.output_shape, self.dtype)
+        else:
+            check_out(out, self.output_shape, self.dtype)
+            if not is_target(out, *operands):
+                target = np.empty(self.output_shape, self.dtype)
+        self.run(*operands, target, min(get_num_threads(), self.most_threads))
+        if out is not None and target is not out:
+            out[...] = target
+        result: Array = target if out is None else out
+        return result
+
+
+_bound: dict[tuple[Any, ...], _Call] = {}  # by the arguments of plan_conv
+_seen: dict[tuple[Any, ...], _Call] = {}  # by the arguments of conv2d, as given
+engine.forget_on_change(_bound.clear)
+engine.forget_on_change(_seen.clear)
+
+
+def _call_for(plan_key: tuple[Any, ...]) -> _Call:
+    """plan_key: the arguments of plan_conv."""
+    call = _bound.get(plan_key)
+    if call is None:
+        if len(_bound) >= _KNOWN_CALLS:
+            _bound.clear()
+        call = _bound[plan_key] = _Call(plan_conv(*plan_key))
+    return call
+
+
+def _check_activation(activation: Any) -> bool:
+    if activation not in (None, "relu"):
+        raise ValueError(f"activation: expected None or 'relu', got {activation!r}")
+    return activation == "relu"
+
+
+def _check_algorithm(algorithm: Any) -> str:
+    if not isinstance(algorithm, str):
+        raise TypeError(f"algorithm: expected a str, got {algorithm!r}")
+    return algorithm
+
+
+def _check_bias(bias: Any, channels: int, dtype: np.dtype[Any]) -> Array | None:
+    if bias is None:
+        return None
+    array = as_operand(bias, "bias", dtype)
+    if array.shape != (channels,):
+        raise ValueError(f"bias: expected shape ({channels},), one a filter, got {array.shape}")
+    return array
+
+
+def _check_grad(grad_output: Any, problem: ConvProblem, dtype: np.dtype[Any]) -> Array:
+    array = as_operand(grad_output, "grad_output", dtype)
+    if array.shape != problem.output_shape:
+        raise ValueError(
+            f"grad_output: expected shape {problem.output_shape}, that of the output, got {array.shape}"
+        )
+    return array
+
+
+def conv2d(
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    activation: str | None = None,
+    algorithm: str = "auto",
+    out: Array | None = None,
+) -> Array:
+    """Cross-correlates a batch of images with filters: deep learning's convolution.
+
+    ``y[n, k, p, q] = bias[k] + sum over c, r, s of
+    x[n, c, p * stride + r * dilation - padding, q * stride + s * dilation - padding] * w[k, c, r, s]``
+
+    Parameters
+    ----------
+    input : (N, C, H, W) array of float32 or float64
+    weight : (K, C / groups, R, S) array of the same dtype
+    bias : (K,) array of the same dtype, optional
+    stride, dilation : int or (int, int)
+        Steps between outputs, and between taps, in pixels.
+    padding : int, (int, int), ((before, after), (before, after)) or str
+        Zeros around the image, in pixels. "valid": none. "same": ceil(H / stride) outputs, an odd
+        row or column of zeros at the end, "same_lower" at the start. "full": the kernel's reach on
+        both sides. "causal": the reach before, nothing after.
+    groups : int
+        C and K are cut into this many groups; filters see the channels of their own group.
+    padding_mode : str
+        "zeros".
+    layout : str
+        "NCHW".
+    activation : None or "relu"
+        Applied to the result in the same pass.
+    algorithm : str
+        "auto", or one of the registry: "gemm", "direct", "im2col".
+    out : (N, K, P, Q) array, optional
+        Where the result goes. It may overlap the operands.
+
+    Returns
+    -------
+    (N, K, P, Q) array, P = floor((H + pads - dilation * (R - 1) - 1) / stride) + 1, Q likewise
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a wrong shape, range, dtype or type, naming the argument, before anything is computed.
+    MemoryError
+        If the result or the workspace cannot be allocated.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> x = np.ones((1, 3, 28, 28), np.float32)
+    >>> w = np.ones((20, 3, 5, 5), np.float32)
+    >>> fastconv.conv2d(x, w, stride=2, padding=2).shape
+    (1, 20, 14, 14)
+    """
+    # A call seen before, on plain arrays, goes straight to its kernel: a dictionary look-up in place of
+    # the checks below. Only exact ints take part: True == 1 == 1.0 would find each other's plans.
+    if (
+        input.__class__ is np.ndarray
+        and weight.__class__ is np.ndarray
+        and stride.__class__ is int
+        and padding.__class__ is int
+        and dilation.__class__ is int
+        and groups.__class__ is int
+        and bias is None
+        and out is None
+    ):
+        dtype = input.dtype
+        if (
+            (dtype is FLOAT32 or dtype is FLOAT64)
+            and weight.dtype is dtype
+            and input.flags.carray
+            and weight.flags.carray
+        ):
+            key = (
+                input.shape, weight.shape, dtype is FLOAT32, stride, padding, dilation, groups,
+                padding_mode, layout, activation, algorithm,
+            )  # fmt: skip
+            try:
+                call = _seen.get(key)
+            except TypeError:  # an argument that cannot be hashed is refused below, by name
+                call = None
+            if call is not None:
+                output = np.empty(call.output_shape, dtype)
+                threads = 1 if call.most_threads == 1 else min(get_num_threads(), call.most_threads)
+                call.run(input, weight, None, output, threads)
+                return output
+            call = _forward_call(
+                input, weight, stride, padding, dilation, groups, padding_mode, layout, activation, algorithm
+            )
+            if len(_seen) >= _KNOWN_CALLS:
+                _seen.clear()
+            _seen[key] = call
+            return call((input, weight, None), None)
+    x = as_operand(input, "input")
+    w = as_operand(weight, "weight", x.dtype)
+    call = _forward_call(
+        x, w, stride, padding, dilation, groups, padding_mode, layout, activation, algorithm
+    )
+    b = _check_bias(bias, w.shape[0], x.dtype)
+    return call((x, w, b), out)
+
+
+def _forward_call(
+    x: Array,
+    w: Array,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    padding_mode: Any,
+    layout: Any,
+    activation: Any,
+    algorithm: Any,
+) -> _Call:
+    problem = conv_problem(
+        x.shape, w.shape, stride, padding, dilation, groups, padding_mode=padding_mode, layout=layout
+    )
+    relu = _check_activation(activation)
+    return _call_for((problem, "forward", x.dtype, _check_algorithm(algorithm), relu))
+
+
+def conv2d_input_grad(
+    input_shape: Sequence[int],
+    weight: Array,
+    grad_output: Array,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    algorithm: str = "auto",
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `conv2d` with respect to its input.
+
+    ``dx[n, c, h, w] = sum over k, r, s of g[n, k, p, q] * w[k, c, r, s]`` where tap (r, s) of output
+    (p, q) meets pixel (h, w). Computed phase by phase of the stride: no product with a zero.
+
+    Parameters
+    ----------
+    input_shape : (N, C, H, W)
+    weight : (K, C / groups, R, S) array of float32 or float64
+    grad_output : (N, K, P, Q) array of the same dtype
+    stride, padding, dilation, groups, padding_mode, layout, algorithm
+        As given to `conv2d`.
+    out : (N, C, H, W) array, optional
+
+    Returns
+    -------
+    (N, C, H, W) array
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a wrong shape, range, dtype or type, naming the argument, before anything is computed.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> w, g = np.ones((8, 3, 3, 3)), np.ones((1, 8, 4, 4))
+    >>> fastconv.conv2d_input_grad((1, 3, 9, 9), w, g, stride=2).shape
+    (1, 3, 9, 9)
+    """
+    w = as_operand(weight, "weight")
+    problem = conv_problem(
+        input_shape, w.shape, stride, padding, dilation, groups, padding_mode=padding_mode, layout=layout
+    )
+    g = _check_grad(grad_output, problem, w.dtype)
+    return _call_for((problem, "input_grad", w.dtype, _check_algorithm(algorithm)))((w, g), out)
+
+
+def conv2d_weight_grad(
+    input: Array,
+    weight_shape: Sequence[int],
+    grad_output: Array,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    algorithm: str = "auto",
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `conv2d` with respect to its weights.
+
+    ``dw[k, c, r, s] = sum over n, p, q of
+    g[n, k, p, q] * x[n, c, p * stride + r * dilation - padding, q * stride + s * dilation - padding]``
+
+    Parameters
+    ----------
+    input : (N, C, H, W) array of float32 or float64
+    weight_shape : (K, C / groups, R, S)
+    grad_output : (N, K, P, Q) array of the same dtype
+    stride, padding, dilation, groups, padding_mode, layout, algorithm
+        As given to `conv2d`.
+    out : (K, C / groups, R, S) array, optional
+
+    Returns
+    -------
+    (K, C / groups, R, S) array, with the same bits for any number of threads
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a wrong shape, range, dtype or type, naming the argument, before anything is computed.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> x, g = np.ones((1, 3, 9, 9)), np.ones((1, 8, 4, 4))
+    >>> fastconv.conv2d_weight_grad(x, (8, 3, 3, 3), g, stride=2)[0, 0, 0, 0]
+    16.0
+    """
+    x = as_operand(input, "input")
+    problem = conv_problem(
+        x.shape, weight_shape, stride, padding, dilation, groups, padding_mode=padding_mode, layout=layout
+    )
+    g = _check_grad(grad_output, problem, x.dtype)
+    return _call_for((problem, "weight_grad", x.dtype, _check_algorithm(algorithm)))((x, g), out)
+
+
+def conv2d_backward(
+    grad_output: Array,
+    input: Array,
+    weight: Array,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    algorithm: str = "auto",
+    bias: bool = True,
+) -> ConvGradients:
+    """All gradients of `conv2d`.
+
+    Parameters
+    ----------
+    grad_output : (N, K, P, Q) array
+        The gradient with respect to the output.
+    input : (N, C, H, W) array of float32 or float64
+    weight : (K, C / groups, R, S) array of the same dtype
+    stride, padding, dilation, groups, padding_mode, layout, algorithm
+        As given to `conv2d`.
+    bias : bool
+        Whether the bias' gradient is wanted.
+
+    Returns
+    -------
+    ConvGradients
+        Named tuple (input, weight, bias), each of the shape of its variable; bias is None if not wanted.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a wrong shape, range, dtype or type, naming the argument, before anything is computed.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> x, w = np.ones((1, 3, 5, 5)), np.ones((2, 3, 3, 3))
+    >>> grads = fastconv.conv2d_backward(np.ones((1, 2, 3, 3)), x, w)
+    >>> grads.input.shape, grads.weight.shape, grads.bias
+    ((1, 3, 5, 5), (2, 3, 3, 3), array([9., 9.]))
+    """
+    if not isinstance(bias, bool):
+        raise TypeError(f"bias: expected True or False (is its gradient wanted?), got {bias!r}")
+    x = as_operand(input, "input")
+    w = as_operand(weight, "weight", x.dtype)
+    problem = conv_problem(
+        x.shape, w.shape, stride, padding, dilation, groups, padding_mode=padding_mode, layout=layout
+    )
+    g = _check_grad(grad_output, problem, x.dtype)
+    algorithm = _check_algorithm(algorithm)
+    threads = min(get_num_threads(), max(1, g.size // FLOPS_PER_THREAD))
+    return ConvGradients(
+        _call_for((problem, "input_grad", x.dtype, algorithm))((w, g), None),
+        _call_for((problem, "weight_grad", x.dtype, algorithm))((x, g), None),
+        calls.bias_grad(g, problem.out_channels, threads) if bias else None,
+    )
+
+
+def plan_conv2d(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    activation: str | None = None,
+    algorithm: str = "auto",
+    direction: str = "forward",
+    dtype: Any = np.float32,
+    prepared: bool = False,
+) -> Plan:
+    """How `conv2d` or one of its gradients would be computed, without computing it.
+
+    Parameters
+    ----------
+    input_shape : (N, C, H, W)
+    weight_shape : (K, C / groups, R, S)
+    stride, padding, dilation, groups, padding_mode, layout, activation, algorithm
+        As given to `conv2d`.
+    direction : str
+        "forward", "input_grad" or "weight_grad".
+    dtype : float32 or float64
+    prepared : bool
+        Whether the weights would come from `prepare_conv2d`.
+
+    Returns
+    -------
+    Plan
+        With algorithm, output_shape, flops, workspace_bytes and explain().
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `conv2d` would.
+
+    Examples
+    --------
+    >>> import fastconv
+    >>> plan = fastconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    >>> plan.output_shape, plan.flops
+    ((1, 64, 56, 56), 231211008)
+    """
+    if direction not in ("forward", "input_grad", "weight_grad"):
+        raise ValueError(
+            f"direction: expected 'forward', 'input_grad' or 'weight_grad', got {direction!r}"
+        )
+    scalar = np.dtype(dtype)
+    if scalar not in (FLOAT32, FLOAT64):
+        raise TypeError(f"dtype: expected float32 or float64, got {scalar}")
+    problem = conv_problem(
+        input_shape, weight_shape, stride, padding, dilation, groups,
+        padding_mode=padding_mode, layout=layout,
+    )  # fmt: skip
+    relu = _check_activation(activation)
+    return plan_conv(problem, direction, scalar, _check_algorithm(algorithm), relu, prepared)
+
+
+class PreparedConv2d:
+    """A convolution whose weights are packed once: call it with inputs. Made by `prepare_conv2d`."""
+
+    def __init__(self, weight: Array, bias: Array | None, arguments: dict[str, Any]) -> None:
+        self.weight = weight
+        self.bias = bias
+        self._arguments = arguments
+        self._packed: Array | None = None
+        self._known: dict[tuple[int, ...], tuple[_Call, Array]] = {}
+
+    def plan(self, input_shape: Sequence[int]) -> Plan:
+        """The plan for inputs of one shape."""
+        return plan_conv2d(
+            input_shape, self.weight.shape, dtype=self.weight.dtype, prepared=True, **self._arguments
+        )
+
+    def _bind(self, input_shape: tuple[int, ...]) -> tuple[_Call, Array]:
+        """The call for one shape of input, and the weights in the form that it reads."""
+        plan = self.plan(input_shape)
+        if plan.algorithm == "gemm" and plan.passes:
+            if self._packed is None:
+                self._packed = calls.pack(plan, self.weight, get_num_threads())
+            weight = self._packed
+        else:
+            weight = self.weight
+        if len(self._known) >= _KNOWN_CALLS:
+            self._known.clear()
+        bound = self._known[input_shape] = (_Call(plan), weight)
+        return bound
+
+    def __call__(self, input: Array, *, out: Array | None = None) -> Array:
+        """Convolves `input`, (N, C, H, W), as `conv2d` would; `out` may overlap it."""
+        x = as_operand(input, "input", self.weight.dtype)
+        call, weight = self._known.get(x.shape) or self._bind(x.shape)
+        return call((x, weight, self.bias), out)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.weight, self.bias, self._arguments)
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items())
+        return f"PreparedConv2d(weight={self.weight.shape}, {self.weight.dtype}, {given})"
+
+
+def _restore(weight: Array, bias: Array | None, arguments: dict[str, Any]) -> PreparedConv2d:
+    return PreparedConv2d(weight, bias, arguments)
+
+
+def prepare_conv2d(
+    weight: Array,
+    bias: Array | None = None,
+    stride: Ints = 1,
+    padding: Padding = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "NCHW",
+    activation: str | None = None,
+    algorithm: str = "auto",
+) -> PreparedConv2d:
+    """Packs weights once, for many calls: `prepare_conv2d(w, b, ...)(x)` equals `conv2d(x, w, b, ...)`.
+
+    Parameters
+    ----------
+    weight : (K, C / groups, R, S) array of float32 or float64
+        Copied: later changes to it do not reach the operation.
+    bias : (K,) array of the same dtype, optional
+    stride, padding, dilation, groups, padding_mode, layout, activation, algorithm
+        As for `conv2d`.
+
+    Returns
+    -------
+    PreparedConv2d
+        Callable as `operation(input, out=None)`, with `plan(input_shape)`; it pickles.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a wrong shape, range, dtype or type, naming the argument, before anything is packed.
+
+    Examples
+    --------
+    >>> import numpy as np, fastconv
+    >>> layer = fastconv.prepare_conv2d(np.ones((8, 3, 3, 3), np.float32), padding="same")
+    >>> layer(np.ones((1, 3, 5, 5), np.float32)).shape
+    (1, 8, 5, 5)
+    """
+    w = np.array(as_operand(weight, "weight"))
+    if w.ndim != 4:
+        raise ValueError(f"weight: expected 4 sizes (K, C / groups, R, S), got shape {w.shape}")
+    b = _check_bias(bias, w.shape[0], w.dtype)
+    arguments = {
+        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
+        "padding_mode": padding_mode, "layout": layout, "activation": activation, "algorithm": algorithm,
+    }  # fmt: skip
+    operation = PreparedConv2d(w, None if b is None else b.copy(), arguments)
+    # The smallest input that every kernel fits: all arguments are checked now, not at the first call.
+    reach = [16 * (k + 1) * (max(d) if isinstance(d, Sequence) else d) for k, d in zip(
+        w.shape[2:], (dilation, dilation), strict=True)] if _plain(dilation) else [1, 1]
+    operation.plan((1, w.shape[1] * (groups if isinstance(groups, int) else 1), *reach))
+    return operation
+
+
+def _plain(dilation: Any) -> bool:
+    values = dilation if isinstance(dilation, Sequence) else (dilation,)
+    return all(isinstance(value, int) for value in values)
