@@ -1,7 +1,7 @@
 """Builds every kernel once for each engine: one .c file, other flags.
 
 FASTCONV_ENGINES=avx2,avx512 limits a developer's build to some engines (wide: the 64-byte logic in
-AVX2 instructions, for tests on machines without AVX-512).
+AVX2 instructions, for tests on machines without AVX-512). FASTCONV_SYMBOLS=1 keeps the symbols.
 """
 
 import copy
@@ -26,9 +26,11 @@ ENGINE_FLAGS: dict[str, list[str]] = {"baseline": []}
 if X86:
     ENGINE_FLAGS |= {"avx2": AVX2, "avx512": AVX512, "wide": [*AVX2, "-DFC_WIDE"]}
 DEFAULT_ENGINES = [name for name in ENGINE_FLAGS if name != "wide"]
+KEEP_SYMBOLS = bool(os.environ.get("FASTCONV_SYMBOLS"))  # for profilers and disassemblers
 SCALARS = {"f32": "float", "f64": "double"}
 
-OPTIMISE = ["-O3", "-g0", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+# The straight-line vectoriser would route the micro-kernel's accumulators through the stack.
+OPTIMISE = ["-O3", "-g0", "-fno-tree-slp-vectorize", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -84,7 +86,7 @@ class BuildEngines(build_ext):
                 "For more, install gcc, or clang with libomp, and build again.",
                 file=sys.stderr,
             )
-        strip = ["-Wl,-s"] if sys.platform.startswith("linux") else []
+        strip = ["-Wl,-s"] if sys.platform.startswith("linux") and not KEEP_SYMBOLS else []
         for extension in self.extensions:
             extension.extra_compile_args += openmp
             extension.extra_link_args = [*openmp, *strip]

@@ -307,9 +307,7 @@ def _weight_grad_cut(p: ConvProblem, image: Pass, grad: Pass, dtype: np.dtype[An
     segments = p.batch if per_image else 1
     pixels = plane if per_image else plane * p.batch
     chunks = max(1, round(pixels * dtype.itemsize / DEPTH_BYTES))
-    image_whole = per_image and int(image.geometry["in_axis"][2]) == 1 and taps == 1 and (
-        tuple(image.geometry["out_size"]) == (1, 1, plane)
-    )
+    image_whole = per_image and taps == 1 and tuple(image.geometry["in_size"]) == (1, 1, plane)
     block = max(64, min(256, l2_bytes() // 8192)) * 4 // dtype.itemsize
     image.geometry["row_block"] = grad.geometry["row_block"] = block
     natural = p.groups * -(-rows // block) * -(-columns // block)

@@ -38,12 +38,18 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
     cdef const real* a_next = t.a
     cdef const real* b_next = t.b
 
-    for i in range(rows):
-        for j in range(vectors):
-            if t.start != NULL:
+    if t.start != NULL:
+        for i in range(rows):
+            for j in range(vectors):
                 acc[i][j] = vload(t.start + i * t.start_row + j * VL)
-            else:
-                acc[i][j] = vset1(t.bias[i]) if t.bias != NULL else vzero()
+    elif t.bias != NULL:
+        for i in range(rows):
+            for j in range(vectors):
+                acc[i][j] = vset1(t.bias[i])
+    else:
+        for i in range(rows):
+            for j in range(vectors):
+                acc[i][j] = vzero()
     for k in range(depth):
         for j in range(vectors):
             b[j] = vload(b_next + j * VL)
@@ -53,14 +59,20 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
                 acc[i][j] = vfma(a, b[j], acc[i][j])
         a_next += a_step
         b_next += vectors * VL
-    for i in range(rows):
-        for j in range(vectors):
-            if t.relu:
+    if t.relu:
+        for i in range(rows):
+            for j in range(vectors):
                 acc[i][j] = vrelu(acc[i][j])
-            if (j + 1) * VL <= t.columns:
+    if t.columns == vectors * VL:
+        for i in range(rows):
+            for j in range(vectors):
                 vstore(t.out + i * t.out_row + j * VL, acc[i][j])
-            else:
-                vstore_first(t.out + i * t.out_row + j * VL, t.columns - j * VL, acc[i][j])
+    else:
+        for i in range(rows):
+            for j in range(vectors - 1):
+                vstore(t.out + i * t.out_row + j * VL, acc[i][j])
+            vstore_first(t.out + i * t.out_row + (vectors - 1) * VL, t.columns - (vectors - 1) * VL,
+                         acc[i][vectors - 1])
 
 
 cdef inline void tile_of_height(const int rows, const bint packed, int vectors, const Tile* t) noexcept nogil:
