@@ -12,10 +12,10 @@ written to the output once, with bias and activation applied.
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
-from fastconv.kernels.gemm_micro cimport Tile, micro_kernel
+from fastconv.kernels.gemm_micro cimport LINE, Ahead, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
-    Run, ceil_div, clear_tail, larger, list_runs, pack_pixels, pack_weights, panel_width,
-    plane_size, row_blocks, row_start, smaller,
+    Run, ceil_div, clear_tail, drop_full, even_start, is_dense, larger, list_runs, pack_pixels,
+    pack_weights, panel_width, plane_size, row_blocks, row_start, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, NV, VL, flush_denormals, real, restore_denormals
@@ -32,10 +32,15 @@ cdef struct Task:
     const Geometry* geometry
     const Tap* taps
     const real* input            # of the group, likewise below
+    const real* next_input       # of the unit that comes next, probably
     const real* weight           # in place, or the first packed block
     const real* bias
     real* out
     Source source
+    bint side_by_side            # outputs of one channel and image lie so
+    bint dense                   # full panels are packed by the first tile that reads them
+    Py_ssize_t height            # of the blocks of rows: `extra` of them have one row more
+    Py_ssize_t extra
     Py_ssize_t first_pixel
     Py_ssize_t pixels
     Py_ssize_t first_block       # of rows
@@ -135,41 +140,70 @@ cdef void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_
         column += length
 
 
-cdef bint side_by_side(const Geometry* g, Py_ssize_t pixel, Py_ssize_t columns) noexcept nogil:
-    """Do these pixels lie in one stretch of the output?"""
-    cdef Py_ssize_t plane = plane_size(g)
-    cdef bint dense = (g.out_axis[2] == 1
-                       and (g.out_size[1] == 1 or g.out_axis[1] == g.out_size[2])
-                       and (g.out_size[0] == 1 or g.out_axis[0] == g.out_size[1] * g.out_size[2]))
-    return dense and pixel % plane + columns <= plane
+cdef bint planes_are_dense(const Geometry* g) noexcept nogil:
+    """Do the outputs of one channel and image lie side by side?"""
+    return (g.out_axis[2] == 1
+            and (g.out_size[1] == 1 or g.out_axis[1] == g.out_size[2])
+            and (g.out_size[0] == 1 or g.out_axis[0] == g.out_size[1] * g.out_size[2]))
 
 
-cdef void compute_tile(bint packed, int rows, int vectors, const Tile* tile) noexcept nogil:
+cdef void compute_tile(bint packed, int rows, int vectors, Tile* tile) noexcept nogil:
     if packed:
         micro_kernel(True, rows, vectors, tile)
     else:
         micro_kernel(False, rows, vectors, tile)
 
 
-cdef void aim_weights(const Task* task, Py_ssize_t block, Py_ssize_t channel, Py_ssize_t channels,
-                      Tile* tile) noexcept nogil:
+cdef Py_ssize_t start_of(const Task* task, Py_ssize_t block) noexcept nogil:
+    return even_start(task.height, task.extra, block)
+
+
+cdef void aim_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t channel,
+                      Py_ssize_t channels, Tile* tile) noexcept nogil:
     """Points the tile at the weights of one block of rows and one block of the depth."""
     cdef const Geometry* g = task.geometry
-    cdef Py_ssize_t row = row_start(g, block)
     tile.depth = channels * g.taps
     if task.source == PACKED:
         tile.a_row = 1
-        tile.a_step = row_start(g, block + 1) - row
+        tile.a_step = rows
         tile.a = task.weight + (channel * g.taps * task.packed_rows
-                                + (row - row_start(g, task.packed_block)) * channels * g.taps)
+                                + (row - start_of(task, task.packed_block)) * tile.depth)
     else:
         tile.a_row = g.weight_row
         tile.a_step = g.weight_channel
         tile.a = task.weight + row * g.weight_row + channel * g.weight_channel
 
 
+cdef void look_ahead(const Task* task, Py_ssize_t channel, Ahead* ahead) noexcept nogil:
+    """Aims at the image of the block of the depth at `channel`, or at that of the next unit if it was the last."""
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t plane = plane_size(g)
+    cdef const real* start = task.next_input
+    ahead.step = ahead.total = ahead.left = ahead.jump = 0
+    ahead.line = task.panels
+    if not task.dense:
+        return
+    if channel < g.channels:
+        start = (task.input + task.first_pixel // plane * g.in_image + task.first_pixel % plane
+                 + channel * g.in_channel)
+    if start == NULL:
+        return
+    ahead.line = start
+    ahead.step = LINE
+    ahead.lines = ceil_div(task.pixels, LINE)
+    ahead.left = ahead.lines
+    ahead.jump = g.in_channel - ahead.lines * LINE
+    ahead.total = ahead.lines * smaller(g.depth_block, g.channels)
+
+
+cdef void spend(Ahead* ahead, Py_ssize_t steps) noexcept nogil:
+    ahead.total -= steps
+    if ahead.total <= 0:
+        ahead.step = ahead.jump = ahead.left = 0
+
+
 cdef void run_panel(const Task* task, Py_ssize_t column, Py_ssize_t first_block, Py_ssize_t last_block,
-                    Py_ssize_t channel, Py_ssize_t channels) noexcept nogil:
+                    Py_ssize_t channel, Py_ssize_t channels, Ahead* ahead) noexcept nogil:
     """One panel of pixels against blocks of rows, for one block of the depth."""
     cdef const Geometry* g = task.geometry
     cdef real[MR * NR] values
@@ -178,40 +212,45 @@ cdef void run_panel(const Task* task, Py_ssize_t column, Py_ssize_t first_block,
     cdef Py_ssize_t columns = smaller(NR, task.pixels - column)
     cdef Py_ssize_t width = panel_width(task.pixels - column)
     cdef Py_ssize_t pixel = task.first_pixel + column
-    cdef Py_ssize_t sum_row = row_start(g, task.first_block)
+    cdef Py_ssize_t image = pixel // plane_size(g), place = pixel % plane_size(g)
+    cdef Py_ssize_t sum_row = start_of(task, task.first_block)
     cdef Py_ssize_t sum_width = ceil_div(task.pixels, NR) * NR
     cdef bint opens = channel == 0, closes = channel + channels == g.channels
-    cdef bint direct = side_by_side(g, pixel, columns)
-    cdef real* sums
-    cdef real* stretch = NULL
-    if direct:
-        stretch = task.out + (pixel // plane_size(g)) * g.out_image + pixel % plane_size(g)
+    cdef bint within = place + columns <= plane_size(g)
+    cdef bint direct = task.side_by_side and within
+    cdef real* stretch = task.out + image * g.out_image + place
 
     tile.b = task.panels + column * depth_of(g)
+    tile.image = NULL
+    tile.image_row = g.in_channel
+    tile.ahead = ahead
+    if task.dense and within and columns == NR and first_block == task.first_block:
+        tile.image = task.input + image * g.in_image + place + channel * g.in_channel
+    tile.start_row = sum_width
+    tile.relu = closes and g.relu
+    tile.columns = columns if closes and direct else width
+    row = start_of(task, first_block)
     for block in range(first_block, last_block):
-        row = row_start(g, block)
-        rows = row_start(g, block + 1) - row
-        sums = task.sums + (row - sum_row) * sum_width + column
-        aim_weights(task, block, channel, channels, &tile)
-        tile.start = NULL if opens else sums
-        tile.start_row = sum_width
+        rows = start_of(task, block + 1) - row
+        aim_weights(task, row, rows, channel, channels, &tile)
+        tile.out = task.sums + (row - sum_row) * sum_width + column
+        tile.out_row = sum_width
+        tile.start = NULL if opens else tile.out
         tile.bias = task.bias
         if task.bias != NULL:
             tile.bias += row
-        tile.relu = closes and g.relu
-        tile.columns = columns if closes and direct else width
-        if not closes:
-            tile.out = sums
-            tile.out_row = sum_width
-        elif direct:
+        if closes and direct:
             tile.out = stretch + row * g.out_row
             tile.out_row = g.out_row
-        else:
+        elif closes:
             tile.out = values
             tile.out_row = NR
         compute_tile(task.source != IN_PLACE_ROWS, <int> rows, 2 if width == NR else 1, &tile)
+        spend(ahead, tile.depth)
+        tile.image = NULL
         if closes and not direct:
             store_scattered(task, row, rows, pixel, columns, values)
+        row += rows
 
 
 cdef void run_task(const Task* task) noexcept nogil:
@@ -220,22 +259,39 @@ cdef void run_task(const Task* task) noexcept nogil:
     cdef Py_ssize_t per_block = larger(g.row_block // MR, 1)
     cdef Py_ssize_t runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels,
                                      task.panels, depth, task.runs)
+    if task.dense:
+        runs = drop_full(task.runs, runs)
     cdef Py_ssize_t channel = 0, channels, block, column
+    cdef Ahead ahead
     while channel < g.channels:
         channels = smaller(g.depth_block, g.channels - channel)
         pack_pixels(g, task.taps, channel, channels, task.runs, runs)
         clear_tail(task.pixels, task.panels, depth, channels * g.taps)
+        look_ahead(task, channel + channels, &ahead)
         block = task.first_block
         while block < task.last_block:
             column = 0
             while column < task.pixels:
-                run_panel(task, column, block, smaller(block + per_block, task.last_block), channel, channels)
+                run_panel(task, column, block, smaller(block + per_block, task.last_block),
+                          channel, channels, &ahead)
                 column += NR
             block += per_block
         channel += channels
 
 
-cdef void run_unit(const Task* base, const Partition* p, Py_ssize_t unit, char* scratch) noexcept nogil:
+cdef const real* input_of(const Task* base, const Partition* p, Py_ssize_t unit) noexcept nogil:
+    """Where a unit's image begins, or NULL beyond the last unit."""
+    cdef const Geometry* g = base.geometry
+    cdef Py_ssize_t tile = unit // p.spans % p.tiles, segment = unit // (p.spans * p.tiles) % p.segments
+    cdef Py_ssize_t group = unit // (p.spans * p.tiles * p.segments)
+    cdef Py_ssize_t pixel = segment * p.segment_pixels + tile * p.tile_pixels
+    if group >= g.groups:
+        return NULL
+    return (base.input + group * g.in_group + pixel // plane_size(g) * g.in_image + pixel % plane_size(g))
+
+
+cdef void run_unit(const Task* base, const Partition* p, Py_ssize_t unit, Py_ssize_t next_unit,
+                   char* scratch) noexcept nogil:
     """Unit number -> group, segment, tile, span of rows; spans of one tile follow each other."""
     cdef Task task = base[0]
     cdef const Geometry* g = base.geometry
@@ -251,6 +307,11 @@ cdef void run_unit(const Task* base, const Partition* p, Py_ssize_t unit, char* 
         task.weight += group * g.weight_group
     if task.bias != NULL:
         task.bias += group * g.rows
+    task.next_input = input_of(base, p, next_unit)
+    task.height = g.rows // row_blocks(g)
+    task.extra = g.rows % row_blocks(g)
+    task.dense = is_dense(g, task.taps)
+    task.side_by_side = planes_are_dense(g)
     task.first_pixel = segment * p.segment_pixels + tile * p.tile_pixels
     task.pixels = smaller(p.tile_pixels, p.segment_pixels - tile * p.tile_pixels)
     task.last_block = base.first_block + (span + 1) * blocks // p.spans
@@ -270,13 +331,13 @@ cdef void run_all(const Task* base, int threads, char* scratch) noexcept nogil:
     if threads == 1 or units == 1:
         mode = flush_denormals()
         for unit in range(units):
-            run_unit(base, &p, unit, scratch)
+            run_unit(base, &p, unit, unit + 1, scratch)
         restore_denormals(mode)
         return
     with parallel(num_threads=threads):
         mode = flush_denormals()
         for unit in prange(units, schedule="dynamic"):
-            run_unit(base, &p, unit, scratch + threadid() * size)
+            run_unit(base, &p, unit, unit + threads, scratch + threadid() * size)
         restore_denormals(mode)
 
 

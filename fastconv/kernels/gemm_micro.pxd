@@ -3,13 +3,31 @@
     out[i, j] = activation(start[i, j] + sum over k of a[i * a_row + k * a_step] * b[k * width + j])
 
 for i < rows <= MR and j < width = vectors * VL <= NR. `start` is a matrix, a bias a row, or zero.
-b is packed: `width` values a step. a is read in place, or packed with a_row = 1.
+b is packed: `width` values a step. a is read in place, or packed with a_row = 1. A fused tile reads b
+from an image of row stride `image_row` and packs it into `b` on the way, for the tiles that follow.
 Every sum runs over k in ascending order, whatever the tile: a result does not depend on the tiling.
 """
 
 from fastconv.kernels.simd cimport (
-    MR, NR, NV, VL, real, vec, vfma, vload, vrelu, vset1, vstore, vstore_first, vzero,
+    MR, NR, NV, VL, prefetch_far, prefetch_near, real, vec, vfma, vload, vrelu, vset1, vstore,
+    vstore_first, vzero,
 )
+
+cdef enum:
+    LINE = 64 // sizeof(real)
+    # Rows of the image fetched ahead: 24 x 14 cycles cover the latency of the third cache level.
+    AHEAD = 24
+
+
+# What is fetched into L2 while tiles are computed, one line a step: the image that comes next, row by row,
+# so that memory is read in long stretches however the tiles will walk it.
+cdef struct Ahead:
+    const real* line
+    Py_ssize_t step              # to the next line, or 0 when there is nothing left
+    Py_ssize_t left              # lines left in this row
+    Py_ssize_t lines             # lines of a row
+    Py_ssize_t jump              # from the end of a row to the next
+    Py_ssize_t total             # lines left in all
 
 
 cdef struct Tile:
@@ -17,7 +35,10 @@ cdef struct Tile:
     const real* a
     Py_ssize_t a_row
     Py_ssize_t a_step
-    const real* b
+    real* b
+    const real* image            # fused tiles only
+    Py_ssize_t image_row
+    Ahead* ahead
     const real* start            # NULL: begin at the bias, or at zero
     Py_ssize_t start_row
     const real* bias             # one a row, or NULL
@@ -27,7 +48,8 @@ cdef struct Tile:
     bint relu
 
 
-cdef inline void tile(const int rows, const int vectors, const bint packed, const Tile* t) noexcept nogil:
+cdef inline void tile(const int rows, const int vectors, const bint packed, const bint fused,
+                      Tile* t) noexcept nogil:
     cdef vec[MR][NV] acc
     cdef vec[NV] b
     cdef vec a
@@ -36,7 +58,11 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
     cdef Py_ssize_t a_step = t.a_step if packed else 1
     cdef Py_ssize_t depth = t.depth
     cdef const real* a_next = t.a
-    cdef const real* b_next = t.b
+    cdef const real* b_next = t.image if fused else t.b
+    cdef Py_ssize_t b_step = t.image_row if fused else vectors * VL
+    cdef real* b_kept = t.b
+    cdef const real* line = t.ahead.line
+    cdef Py_ssize_t line_step = t.ahead.step, left = t.ahead.left
 
     if t.start != NULL:
         for i in range(rows):
@@ -51,14 +77,26 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
             for j in range(vectors):
                 acc[i][j] = vzero()
     for k in range(depth):
+        prefetch_far(line)
+        line += line_step
+        left -= 1
+        if left == 0:
+            line += t.ahead.jump
+            left = t.ahead.lines
         for j in range(vectors):
             b[j] = vload(b_next + j * VL)
+            if fused:
+                prefetch_near(b_next + AHEAD * b_step + j * VL)
+                vstore(b_kept + j * VL, b[j])
         for i in range(rows):
             a = vset1(a_next[i * a_row])
             for j in range(vectors):
                 acc[i][j] = vfma(a, b[j], acc[i][j])
         a_next += a_step
-        b_next += vectors * VL
+        b_next += b_step
+        b_kept += vectors * VL
+    t.ahead.line = line
+    t.ahead.left = left
     if t.relu:
         for i in range(rows):
             for j in range(vectors):
@@ -75,14 +113,16 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
                          acc[i][vectors - 1])
 
 
-cdef inline void tile_of_height(const int rows, const bint packed, int vectors, const Tile* t) noexcept nogil:
-    if vectors == 2:
-        tile(rows, 2, packed, t)
+cdef inline void tile_of_height(const int rows, const bint packed, int vectors, Tile* t) noexcept nogil:
+    if t.image != NULL:
+        tile(rows, 2, packed, True, t)
+    elif vectors == 2:
+        tile(rows, 2, packed, False, t)
     else:
-        tile(rows, 1, packed, t)
+        tile(rows, 1, packed, False, t)
 
 
-cdef inline void micro_kernel(const bint packed, int rows, int vectors, const Tile* t) noexcept nogil:
+cdef inline void micro_kernel(const bint packed, int rows, int vectors, Tile* t) noexcept nogil:
     """One instance of `tile` for each height: M is cut into even blocks, so that none is wasted."""
     if rows == 1:
         tile_of_height(1, packed, vectors, t)

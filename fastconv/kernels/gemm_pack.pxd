@@ -46,8 +46,14 @@ cdef inline Py_ssize_t row_blocks(const Geometry* g) noexcept nogil:
     return ceil_div(g.rows, MR)
 
 
+cdef inline Py_ssize_t even_start(Py_ssize_t height, Py_ssize_t extra, Py_ssize_t block) noexcept nogil:
+    """Start of a block where the first `extra` blocks have one row more than `height`."""
+    return block * height + smaller(block, extra)
+
+
 cdef inline Py_ssize_t row_start(const Geometry* g, Py_ssize_t block) noexcept nogil:
-    return block * g.rows // row_blocks(g)
+    cdef Py_ssize_t blocks = row_blocks(g)
+    return even_start(g.rows // blocks, g.rows % blocks, block)
 
 
 cdef inline Py_ssize_t plane_size(const Geometry* g) noexcept nogil:
@@ -121,6 +127,22 @@ cdef inline Py_ssize_t list_runs(const Geometry* g, const real* group_input, Py_
         pixel += run.length
         count += 1
     return count
+
+
+cdef inline bint is_dense(const Geometry* g, const Tap* taps) noexcept nogil:
+    """Is im2col the image itself, one row a channel?"""
+    return (g.taps == 1 and taps.offset[2] == 0 and g.step[2] == 1 and g.in_axis[2] == 1
+            and g.in_size[0] == 1 and g.in_size[1] == 1 and g.in_size[2] == plane_size(g))
+
+
+cdef inline Py_ssize_t drop_full(Run* runs, Py_ssize_t count) noexcept nogil:
+    """Keeps the runs that do not fill a panel of their own; returns their number."""
+    cdef Py_ssize_t kept = 0, r
+    for r in range(count):
+        if runs[r].length < NR:
+            runs[kept] = runs[r]
+            kept += 1
+    return kept
 
 
 cdef inline void aim_run(const Geometry* g, const Tap* tap, Run* run) noexcept nogil:

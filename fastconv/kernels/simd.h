@@ -67,6 +67,10 @@ static inline vec vrelu(vec x) {
     return (vec)(~negative & (__typeof__(negative))x);
 }
 
+/* Hints, which cannot fault, that a line will be read. */
+static inline void prefetch_near(const real *p) { __builtin_prefetch(p, 0, 3); } /* into L1 */
+static inline void prefetch_far(const real *p) { __builtin_prefetch(p, 0, 2); }  /* into L2 */
+
 static inline real vsum(vec v) {
     real total = 0;
     for (int i = 0; i < VL; i++) total += v[i];

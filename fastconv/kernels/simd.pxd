@@ -25,6 +25,8 @@ cdef extern from "simd.h" nogil:
     vec veven(vec a, vec b) noexcept
     vec vodd(vec a, vec b) noexcept
     real vsum(vec v) noexcept
+    void prefetch_near(const real* p) noexcept
+    void prefetch_far(const real* p) noexcept
     void vtranspose(vec* rows) noexcept
 
     unsigned int flush_denormals() noexcept

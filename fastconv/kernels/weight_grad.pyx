@@ -15,7 +15,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
-from fastconv.kernels.gemm_micro cimport Tile, micro_kernel
+from fastconv.kernels.gemm_micro cimport Ahead, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
     Run, aim_run, ceil_div, larger, list_runs, pack_pixels, panel_width, plane_size, smaller,
 )
@@ -193,15 +193,20 @@ cdef void pack_transposed(const real* source, Py_ssize_t stride, Py_ssize_t rows
         row += width
 
 
-cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, const real* panels, Py_ssize_t columns,
+cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, real* panels, Py_ssize_t columns,
                    Py_ssize_t pixels, real* sums, Py_ssize_t sums_stride, bint first) noexcept nogil:
     """sums[i, j] (+)= sum over the chunk of left[i, p] * panels[p, j], in even blocks of at most MR rows."""
     cdef Tile tile
+    cdef Ahead ahead
     cdef Py_ssize_t blocks = ceil_div(rows, MR), block, row, column = 0, width
+    memset(&ahead, 0, sizeof(Ahead))
+    ahead.line = panels
     tile.depth = pixels
     tile.a_row = stride
     tile.a_step = 1
     tile.bias = NULL
+    tile.image = NULL
+    tile.ahead = &ahead
     tile.relu = False
     tile.start_row = tile.out_row = sums_stride
     tile.b = panels
