@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -33,10 +34,31 @@ def as_operand(value: Any, name: str, dtype: np.dtype[Any] | None = None) -> Arr
     return np.require(np.asarray(value, native), requirements=["C", "A"])
 
 
+# From this size on a result starts on a cache line: vector stores that straddle two lines cost a 12.8 MB
+# output of a 1x1 layer 20 ms instead of 16 (Xeon with AVX-512, 1 thread).
+ALIGNED_BYTES = 32 << 10
+LINE = 64
+
+
+def new_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised array for a result, on a cache line's boundary where it is large.
+
+    Raises
+    ------
+    MemoryError
+        If it cannot be allocated.
+    """
+    size = prod(shape) * dtype.itemsize
+    if size < ALIGNED_BYTES:
+        return np.empty(shape, dtype)
+    memory = np.empty(size + LINE, np.uint8)
+    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
+
+
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Refuses an `out` that the result does not fit."""
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out: expected a NumPy array without a mask, got {type(out).__name__}")
     if out.dtype != dtype:
         raise TypeError(f"out: expected dtype {dtype}, got {out.dtype}")
     if out.shape != shape:

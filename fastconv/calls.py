@@ -147,7 +147,7 @@ def workspace_bytes(plan: Plan, threads: int) -> int:
     kernels = engine.load(plan.dtype)
     if plan.direction == "weight_grad":
         return int(kernels.weight_grad.workspace_bytes(*_reduction_arguments(plan), threads))
-    return max(
+    sizes = (
         int(
             kernels.gemm.workspace_bytes(
                 step.geometry,
@@ -159,6 +159,7 @@ def workspace_bytes(plan: Plan, threads: int) -> int:
         )
         for step in plan.passes
     )
+    return max(sizes, default=0)
 
 
 def pack(plan: Plan, weight: Array, threads: int) -> Array:

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv import calls, engine
-from fastconv.arrays import FLOAT32, FLOAT64, Array, as_operand, check_out, is_target
+from fastconv.arrays import FLOAT32, FLOAT64, Array, as_operand, check_out, is_target, new_array
 from fastconv.plan import FLOPS_PER_THREAD, Plan, plan_conv
-from fastconv.problem import ConvProblem, Padding, conv_problem
+from fastconv.problem import ConvProblem, Padding, conv_problem, integer, one_of, per_axis, resolve_padding
 from fastconv.threads import get_num_threads
 
 Ints = int | Sequence[int]
@@ -46,11 +46,11 @@ class _Call:
         """Runs into `out`, or into a new array; an `out` that overlaps an operand is written last."""
         target = out
         if out is None:
-            target = np.empty(self.output_shape, self.dtype)
+            target = new_array(self.output_shape, self.dtype)
         else:
             check_out(out, self.output_shape, self.dtype)
             if not is_target(out, *operands):
-                target = np.empty(self.output_shape, self.dtype)
+                target = new_array(self.output_shape, self.dtype)
         self.run(*operands, target, min(get_num_threads(), self.most_threads))
         if out is not None and target is not out:
             out[...] = target
@@ -75,9 +75,7 @@ def _call_for(plan_key: tuple[Any, ...]) -> _Call:
 
 
 def _check_activation(activation: Any) -> bool:
-    if activation not in (None, "relu"):
-        raise ValueError(f"activation: expected None or 'relu', got {activation!r}")
-    return activation == "relu"
+    return bool(one_of(activation, "activation", (None, "relu")) == "relu")
 
 
 def _check_algorithm(algorithm: Any) -> str:
@@ -195,7 +193,7 @@ def conv2d(
             except TypeError:  # an argument that cannot be hashed is refused below, by name
                 call = None
             if call is not None:
-                output = np.empty(call.output_shape, dtype)
+                output = new_array(call.output_shape, dtype)
                 threads = 1 if call.most_threads == 1 else min(get_num_threads(), call.most_threads)
                 call.run(input, weight, None, output, threads)
                 return output
@@ -447,13 +445,15 @@ def plan_conv2d(
     >>> plan.output_shape, plan.flops
     ((1, 64, 56, 56), 231211008)
     """
-    if direction not in ("forward", "input_grad", "weight_grad"):
-        raise ValueError(
-            f"direction: expected 'forward', 'input_grad' or 'weight_grad', got {direction!r}"
-        )
-    scalar = np.dtype(dtype)
+    one_of(direction, "direction", ("forward", "input_grad", "weight_grad"))
+    if not isinstance(prepared, bool):
+        raise TypeError(f"prepared: expected True or False, got {prepared!r}")
+    try:
+        scalar = None if dtype is None else np.dtype(dtype)  # to NumPy, None is float64
+    except TypeError:
+        scalar = None
     if scalar not in (FLOAT32, FLOAT64):
-        raise TypeError(f"dtype: expected float32 or float64, got {scalar}")
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
     problem = conv_problem(
         input_shape, weight_shape, stride, padding, dilation, groups,
         padding_mode=padding_mode, layout=layout,
@@ -554,18 +554,18 @@ def prepare_conv2d(
     if w.ndim != 4:
         raise ValueError(f"weight: expected 4 sizes (K, C / groups, R, S), got shape {w.shape}")
     b = _check_bias(bias, w.shape[0], w.dtype)
+    # Copies too: a list of the caller's may change after this.
+    dilations = per_axis(dilation, "dilation", 2)
+    pads = padding
+    if not isinstance(padding, str):
+        pads = resolve_padding(padding, (1, 1), w.shape[2:], (1, 1), dilations)
     arguments = {
-        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
+        "stride": per_axis(stride, "stride", 2), "padding": pads,
+        "dilation": dilations, "groups": integer(groups, "groups"),
         "padding_mode": padding_mode, "layout": layout, "activation": activation, "algorithm": algorithm,
     }  # fmt: skip
     operation = PreparedConv2d(w, None if b is None else b.copy(), arguments)
-    # The smallest input that every kernel fits: all arguments are checked now, not at the first call.
-    reach = [16 * (k + 1) * (max(d) if isinstance(d, Sequence) else d) for k, d in zip(
-        w.shape[2:], (dilation, dilation), strict=True)] if _plain(dilation) else [1, 1]
-    operation.plan((1, w.shape[1] * (groups if isinstance(groups, int) else 1), *reach))
+    # All arguments are checked now, not at the first call, on an input that the kernel fits.
+    size = [max(d * (k - 1) + 1, 1) for k, d in zip(w.shape[2:], dilations, strict=True)]
+    operation.plan((1, w.shape[1] * arguments["groups"], *size))
     return operation
-
-
-def _plain(dilation: Any) -> bool:
-    values = dilation if isinstance(dilation, Sequence) else (dilation,)
-    return all(isinstance(value, int) for value in values)

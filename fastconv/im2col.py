@@ -41,6 +41,11 @@ def columns(p: ConvProblem, input: Array) -> Array:
     return matrix.reshape(p.batch, p.groups, p.group_in * len(taps), prod(p.out_size))
 
 
+# Infinity times the padding's zeros is NaN, as in the kernels: no reason for a warning.
+_quiet = np.errstate(invalid="ignore", over="ignore")
+
+
+@_quiet
 def forward(p: ConvProblem, input: Array, weight: Array, bias: Array | None, relu: bool, out: Array) -> None:
     kernels = weight.reshape(p.groups, p.group_out, p.group_in * prod(p.kernel))
     product = np.matmul(kernels, columns(p, input)).reshape(p.output_shape)
@@ -51,6 +56,7 @@ def forward(p: ConvProblem, input: Array, weight: Array, bias: Array | None, rel
     out[...] = product
 
 
+@_quiet
 def input_grad(p: ConvProblem, weight: Array, grad_output: Array, out: Array) -> None:
     kernels = weight.reshape(p.groups, p.group_out, p.group_in * prod(p.kernel))
     grads = grad_output.reshape(p.batch, p.groups, p.group_out, prod(p.out_size))
@@ -65,6 +71,7 @@ def input_grad(p: ConvProblem, weight: Array, grad_output: Array, out: Array) ->
     out[...] = padded[(slice(None), slice(None), *inner)]
 
 
+@_quiet
 def weight_grad(p: ConvProblem, input: Array, grad_output: Array, out: Array) -> None:
     grads = grad_output.reshape(p.batch, p.groups, p.group_out, prod(p.out_size))
     product = np.matmul(grads, columns(p, input).swapaxes(2, 3)).sum(axis=0)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,18 @@ GEOMETRY = np.dtype(
     + [(name, np.intp) for name in ("out_offset", "out_image", "out_group", "out_row")]
     + [("out_axis", np.intp, 3)]
     + [(name, np.intp) for name in ("weight_group", "weight_row", "weight_channel")]
-    + [(name, np.intp) for name in ("relu", "depth_block", "row_block", "pixel_block")]
+    + [(name, np.intp) for name in ("relu", "stream", "depth_block", "row_block", "pixel_block")]
 )
 # Where the micro-kernel reads the weights: the enum Source of kernels/gemm.pyx.
 IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
+
+_Taps = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # of one axis: indices, offsets
 
 DEPTH_BYTES = 1024  # KC: a row of the depth block, so that a panel of NR columns fits half of L1
 SMALL_PLANE = 128  # pixels of an output plane: below it chunks of a weight gradient span images
 SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, where its pixels allow
 SPLIT_PIXELS = 1024  # least pixels of one of them
+STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, without reading them first
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
@@ -109,7 +112,7 @@ class Plan:
     dtype: np.dtype[Any]
     relu: bool = False
     prepared: bool = False
-    passes: tuple[Pass, ...] = ()
+    passes: tuple[Pass, ...] = field(default=(), compare=False)  # the rest decides them
     covers: bool = True
     reduction: Reduction | None = None
 
@@ -200,12 +203,25 @@ def _collapse(geometry: np.ndarray[Any, Any], taps: np.ndarray[Any, Any]) -> Non
         geometry["in_axis"] = geometry["out_axis"] = (prod(size), prod(size), 1)
 
 
-def _make_pass(fields: dict[str, Any], taps: list[tuple[int, ...]], dtype: np.dtype[Any]) -> Pass:
+def _tap_table(p: ConvProblem, axes: Sequence[_Taps]) -> np.ndarray[Any, Any]:
+    """Rows (offset d, h, w, index) of every combination of taps, one from each spatial axis."""
+    alone = np.zeros(1, np.intp)
+    offsets = [alone] * (3 - p.axes) + [offset for _, offset in axes]
+    index = functools.reduce(
+        lambda outer, axis: np.add.outer(outer * axis[0], axis[1]),
+        zip(p.kernel, (r for r, _ in axes), strict=True),
+        alone[0],
+    )
+    return np.stack([*(o.ravel() for o in np.meshgrid(*offsets, indexing="ij")), index.ravel()], axis=1)
+
+
+def _make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> Pass:
     geometry = np.zeros((), GEOMETRY)
     for name, value in fields.items():
         geometry[name] = value
-    table = np.array(taps, np.intp).reshape(-1, 4)
     geometry["taps"] = len(table)
+    outputs = int(geometry["batch"]) * int(geometry["out_image"])
+    geometry["stream"] = outputs * dtype.itemsize >= STREAM_BYTES
     _blocking(geometry, dtype)
     _collapse(geometry, table)
     in_order = np.array_equal(table[:, 3], np.arange(len(table)))
@@ -219,12 +235,11 @@ def _make_pass(fields: dict[str, Any], taps: list[tuple[int, ...]], dtype: np.dt
 
 
 def _forward_pass(p: ConvProblem, dtype: np.dtype[Any], relu: bool) -> Pass:
-    kernel, dilation = _three(p.kernel, 1), _three(p.dilation, 1)
-    before = _three(tuple(pad[0] for pad in p.pads), 0)
+    kernel = _three(p.kernel, 1)
     in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
     taps = [
-        (*(r * d - b for r, d, b in zip(tap, dilation, before, strict=True)), index)
-        for index, tap in enumerate(itertools.product(*(range(k) for k in kernel)))
+        (np.arange(k), np.arange(k) * d - before)
+        for k, d, (before, _) in zip(p.kernel, p.dilation, p.pads, strict=True)
     ]
     fields = {
         "batch": p.batch, "groups": p.groups, "rows": p.group_out, "channels": p.group_in,
@@ -236,39 +251,36 @@ def _forward_pass(p: ConvProblem, dtype: np.dtype[Any], relu: bool) -> Pass:
         "weight_group": p.group_out * p.group_in * prod(kernel),
         "weight_row": p.group_in * prod(kernel), "weight_channel": prod(kernel), "relu": relu,
     }  # fmt: skip
-    return _make_pass(fields, taps, dtype)
+    return _make_pass(fields, _tap_table(p, taps), dtype)
 
 
-def _phase_taps(p: ConvProblem, axis: int, phase: int) -> list[tuple[int, int]]:
-    """(index, offset) of the taps that reach input position phase + stride * i from output i + offset."""
-    stride, dilation, before = p.stride[axis], p.dilation[axis], p.pads[axis][0]
-    return [
-        (r, (phase + before - r * dilation) // stride)
-        for r in range(p.kernel[axis])
-        if (phase + before - r * dilation) % stride == 0
-    ]
+def _phases(p: ConvProblem, axis: int) -> dict[int, _Taps]:
+    """Phase -> the taps that reach input position phase + stride * i, from output i + offset."""
+    stride, before = p.stride[axis], p.pads[axis][0]
+    r = np.arange(p.kernel[axis])
+    reached = r * p.dilation[axis] - before
+    return {
+        int(phase): (r[meets], (phase - reached[meets]) // stride)
+        for phase in np.unique(reached % stride)
+        if phase < p.in_size[axis]
+        for meets in [reached % stride == phase]
+    }
 
 
-def _input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> Iterator[Pass | None]:
-    """One pass for each phase of the input's positions modulo the stride; None where no tap reaches.
+def _input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[tuple[Pass, ...], bool]:
+    """One pass for each phase of the input's positions modulo the stride; do they cover the input?
 
     Within a phase the gradient is a convolution of stride 1 with a subset of the taps: no product
-    with an inserted zero is ever computed.
+    with an inserted zero is ever computed. A phase that no tap reaches has no pass.
     """
     in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
     kernel, stride = _three(p.kernel, 1), _three(p.stride, 1)
     axis_stride = _strides(in_size)
-    for phase in itertools.product(*(range(min(s, i)) for s, i in zip(p.stride, p.in_size, strict=True))):
-        per_axis = [_phase_taps(p, axis, ph) for axis, ph in enumerate(phase)]
-        if not all(per_axis):
-            yield None
-            continue
-        full = [[(0, 0)]] * (3 - p.axes) + per_axis
-        tap_strides = _strides(kernel)
-        taps = [
-            (*(offset for _, offset in tap), sum(r * s for (r, _), s in zip(tap, tap_strides, strict=True)))
-            for tap in itertools.product(*full)
-        ]
+    per_axis = [_phases(p, axis) for axis in range(p.axes)]
+    covers = all(len(f) == min(s, i) for f, s, i in zip(per_axis, p.stride, p.in_size, strict=True))
+    passes = []
+    for chosen in itertools.product(*(phases.items() for phases in per_axis)):
+        phase, taps = zip(*chosen, strict=True)
         start = _three(phase, 0)
         fields = {
             "batch": p.batch, "groups": p.groups, "rows": p.group_in, "channels": p.group_out,
@@ -283,7 +295,8 @@ def _input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> Iterator[Pass | 
             "weight_group": p.group_out * p.group_in * prod(kernel),
             "weight_row": prod(kernel), "weight_channel": p.group_in * prod(kernel),
         }  # fmt: skip
-        yield _make_pass(fields, taps, dtype)
+        passes.append(_make_pass(fields, _tap_table(p, taps), dtype))
+    return tuple(passes), covers
 
 
 def _identity_pass(p: ConvProblem, dtype: np.dtype[Any]) -> Pass:
@@ -296,7 +309,7 @@ def _identity_pass(p: ConvProblem, dtype: np.dtype[Any]) -> Pass:
         "in_channel": plane, "in_axis": (plane, plane, 1), "out_axis": (plane, plane, 1),
         "weight_row": 1, "weight_channel": 1,
     }  # fmt: skip
-    return _make_pass(fields, [(0, 0, 0, 0)], dtype)
+    return _make_pass(fields, np.zeros((1, 4), np.intp), dtype)
 
 
 def _weight_grad_cut(p: ConvProblem, image: Pass, grad: Pass, dtype: np.dtype[Any]) -> Reduction:
@@ -307,7 +320,13 @@ def _weight_grad_cut(p: ConvProblem, image: Pass, grad: Pass, dtype: np.dtype[An
     segments = p.batch if per_image else 1
     pixels = plane if per_image else plane * p.batch
     chunks = max(1, round(pixels * dtype.itemsize / DEPTH_BYTES))
-    image_whole = per_image and taps == 1 and tuple(image.geometry["in_size"]) == (1, 1, plane)
+    image_whole = (
+        per_image
+        and taps == 1
+        and tuple(image.geometry["in_size"]) == (1, 1, plane)
+        and max(p.stride) == 1
+        and not any(map(any, p.pads))
+    )
     block = max(64, min(256, l2_bytes() // 8192)) * 4 // dtype.itemsize
     image.geometry["row_block"] = grad.geometry["row_block"] = block
     natural = p.groups * -(-rows // block) * -(-columns // block)
@@ -363,5 +382,4 @@ def plan_conv(
         if algorithm == "direct":
             return make((image,))
         return make((image, grad), True, _weight_grad_cut(problem, image, grad, dtype))
-    passes = list(_input_grad_passes(problem, dtype))
-    return make(tuple(step for step in passes if step is not None), None not in passes)
+    return make(*_input_grad_passes(problem, dtype))

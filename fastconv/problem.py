@@ -19,13 +19,16 @@ from typing import Any
 Pads = tuple[tuple[int, int], ...]
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 
-LARGEST = 2**62  # bytes: sizes are Py_ssize_t, products are checked against this
+# Bytes: products of sizes are checked against this, and so is every int. Sums and products of two or
+# three such ints, as kernels form them, still fit a Py_ssize_t.
+LARGEST = 2**60
 PADDING_NAMES = ("valid", "same", "same_lower", "full", "causal")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 LAYOUTS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
 
 
-def _integer(value: Any, name: str, smallest: int) -> int:
+def integer(value: Any, name: str, smallest: int = 1) -> int:
+    """`value` as an int within bounds; no bool, no float."""
     if isinstance(value, bool):
         raise TypeError(f"{name}: expected an int, got {value!r}")
     try:
@@ -41,11 +44,11 @@ def _integer(value: Any, name: str, smallest: int) -> int:
 
 def per_axis(value: Any, name: str, axes: int, smallest: int = 1) -> tuple[int, ...]:
     """An int for every spatial axis, from one int or a sequence of one a spatial axis."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):
         if len(value) != axes:
             raise ValueError(f"{name}: expected an int or {axes} ints, got {value!r}")
-        return tuple(_integer(item, name, smallest) for item in value)
-    return (_integer(value, name, smallest),) * axes
+        return tuple(integer(item, name, smallest) for item in value)
+    return (integer(value, name, smallest),) * axes
 
 
 def resolve_padding(
@@ -86,7 +89,7 @@ def resolve_padding(
             raise ValueError(
                 f"padding: expected {axes} (before, after) pairs, one a spatial axis, got {padding!r}"
             )
-        return tuple((_integer(b, "padding", 0), _integer(a, "padding", 0)) for b, a in padding)
+        return tuple((integer(b, "padding", 0), integer(a, "padding", 0)) for b, a in padding)
     return tuple((p, p) for p in per_axis(padding, "padding", axes, smallest=0))
 
 
@@ -105,17 +108,27 @@ def check_shape(shape: Any, name: str, axes: int) -> tuple[int, ...]:
         raise TypeError(f"{name}: expected {axes + 2} ints, got {shape!r}") from None
     if len(sizes) != axes + 2:
         raise ValueError(f"{name}: expected {axes + 2} sizes, got {sizes}")
-    sizes = tuple(_integer(size, name, 0) for size in sizes)
-    if prod(sizes) * 8 > LARGEST:
-        raise ValueError(f"{name}: {sizes} is beyond the address space")
+    sizes = tuple(integer(size, name, 0) for size in sizes)
+    check_addressable(sizes, name)
     return sizes
+
+
+def check_addressable(sizes: tuple[int, ...], name: str) -> None:
+    """Refuses what no array can be; as NumPy does, axes of size 0 do not excuse the others."""
+    if prod(max(size, 1) for size in sizes) * 8 > LARGEST:
+        raise ValueError(f"{name}: {sizes} is beyond the address space")
+
+
+def one_of(value: Any, name: str, known: tuple[str | None, ...]) -> Any:
+    """`value`, if it is one of the words known."""
+    if not (value is None or isinstance(value, str)) or value not in known:
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+    return value
 
 
 def check_layout(layout: Any, axes: int) -> bool:
     """Is this the layout with channels last?"""
-    if layout not in LAYOUTS[axes]:
-        raise ValueError(f"layout: expected one of {LAYOUTS[axes]}, got {layout!r}")
-    return bool(layout == LAYOUTS[axes][1])
+    return bool(one_of(layout, "layout", LAYOUTS[axes]) == LAYOUTS[axes][1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +225,7 @@ def _conv_problem(
         batch, in_channels, out_channels, groups, tuple(in_size), tuple(kernel), stride, pads,
         dilation, tuple(out_size), channels_last,
     )  # fmt: skip
-    if prod(problem.output_shape) * 8 > LARGEST:
-        raise ValueError(f"output: {problem.output_shape} is beyond the address space")
+    check_addressable(problem.output_shape, "output")
     return problem
 
 
@@ -245,12 +257,10 @@ def conv_problem(
     channels_last = check_layout(layout if layout is not None else LAYOUTS[axes][0], axes)
     input_shape = check_shape(input_shape, "input", axes)
     weight_shape = check_shape(weight_shape, "weight", axes)
-    groups = _integer(groups, "groups", 1)
+    groups = integer(groups, "groups", 1)
     strides = per_axis(stride, "stride", axes)
     dilations = per_axis(dilation, "dilation", axes)
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(f"padding_mode: expected one of {PADDING_MODES}, got {padding_mode!r}")
-    if padding_mode != "zeros":
+    if one_of(padding_mode, "padding_mode", PADDING_MODES) != "zeros":
         raise ValueError(f"padding_mode: only 'zeros' is supported so far, got {padding_mode!r}")
     if channels_last:
         raise ValueError(

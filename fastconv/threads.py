@@ -18,6 +18,8 @@ from pathlib import Path
 _CGROUP_V2_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 
+MOST = 1024
+
 _scoped: ContextVar[int | None] = ContextVar("fastconv_threads", default=None)
 
 
@@ -43,7 +45,7 @@ def _cgroup_quota() -> int | None:
 def _environment(name: str) -> int | None:
     """The first number of a list like "4,2"; anything else is as if unset, as in OpenMP."""
     first = os.environ.get(name, "").split(",")[0].strip()
-    return int(first) if first.isdigit() and int(first) > 0 else None
+    return min(int(first), MOST) if first.isdecimal() and int(first) > 0 else None
 
 
 def _default() -> int:
@@ -74,7 +76,7 @@ def _checked(count: int) -> int:
         raise TypeError(f"n: expected a positive int, got {count!r}") from None
     if isinstance(count, bool) or number < 1:
         raise ValueError(f"n: expected a positive int, got {count!r}")
-    return min(number, 1024)
+    return min(number, MOST)
 
 
 def set_num_threads(n: int) -> None:

@@ -58,9 +58,28 @@ cdef inline void add_scaled(real* to, real factor, const real* source, Py_ssize_
         i += 1
 
 
+cdef bint all_finite(const Geometry* g, const Tap* taps, const real* weight) noexcept nogil:
+    cdef Py_ssize_t c, t
+    cdef real total = 0
+    for c in range(g.channels):
+        for t in range(g.taps):
+            total += 0 * weight[c * g.weight_channel + taps[t].weight]
+    return total == 0
+
+
+cdef void add_zeros(const Geometry* g, const Tap* tap, const real* weight, Reach r, Py_ssize_t count,
+                    real* sums) noexcept nogil:
+    """The products of one tap with the padding: NaN where the weight is infinite or NaN."""
+    cdef Py_ssize_t c, i
+    for c in range(g.channels):
+        for i in range(count):
+            if not r.first <= i < r.last:
+                sums[i] += 0 * weight[c * g.weight_channel + tap.weight]
+
+
 cdef void compute_row(const Geometry* g, const Tap* taps, const real* image, const real* weight, real bias,
-                      Py_ssize_t d, Py_ssize_t h, real* out) noexcept nogil:
-    """One row of outputs of one channel."""
+                      Py_ssize_t d, Py_ssize_t h, bint finite, real* out) noexcept nogil:
+    """One row of outputs of one channel. Products with zeros of the padding are left out of finite sums."""
     cdef real[STRETCH] sums
     cdef Py_ssize_t w = 0, count, c, t, i, step = g.step[2] * g.in_axis[2]
     cdef Reach r
@@ -74,6 +93,8 @@ cdef void compute_row(const Geometry* g, const Tap* taps, const real* image, con
                 for c in range(g.channels):
                     add_scaled(sums + r.first, weight[c * g.weight_channel + taps[t].weight],
                                image + c * g.in_channel + r.source, step, r.last - r.first)
+            if not finite:
+                add_zeros(g, taps + t, weight, r, count, sums)
         for i in range(count):
             if g.relu and sums[i] < 0:
                 sums[i] = 0
@@ -90,11 +111,13 @@ cdef void compute_plane(const Geometry* g, const Tap* taps, const real* input, c
     cdef const real* filter = weight + group * g.weight_group + row * g.weight_row
     cdef real* plane = out + n * g.out_image + group * g.out_group + row * g.out_row
     cdef real start = 0
+    cdef bint finite = all_finite(g, taps, filter)
     if bias != NULL:
         start = bias[group * g.rows + row]
     for d in range(g.out_size[0]):
         for h in range(g.out_size[1]):
-            compute_row(g, taps, image, filter, start, d, h, plane + d * g.out_axis[0] + h * g.out_axis[1])
+            compute_row(g, taps, image, filter, start, d, h, finite,
+                        plane + d * g.out_axis[0] + h * g.out_axis[1])
 
 
 def conv(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray weight, bias,

@@ -18,7 +18,7 @@ from fastconv.kernels.gemm_pack cimport (
     pack_weights, panel_width, plane_size, row_blocks, row_start, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
-from fastconv.kernels.simd cimport MR, NR, NV, VL, flush_denormals, real, restore_denormals
+from fastconv.kernels.simd cimport MR, NR, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence
 
 # Where the micro-kernel finds the weights: rows of W in place, columns of W in place (a transposed
 # 1x1 kernel), or blocks packed in this call, or before it by `pack`.
@@ -245,6 +245,7 @@ cdef void run_panel(const Task* task, Py_ssize_t column, Py_ssize_t first_block,
         elif closes:
             tile.out = values
             tile.out_row = NR
+        tile.stream = g.stream and closes and direct and g.out_row % VL == 0 and is_vec_aligned(tile.out)
         compute_tile(task.source != IN_PLACE_ROWS, <int> rows, 2 if width == NR else 1, &tile)
         spend(ahead, tile.depth)
         tile.image = NULL
@@ -332,12 +333,14 @@ cdef void run_all(const Task* base, int threads, char* scratch) noexcept nogil:
         mode = flush_denormals()
         for unit in range(units):
             run_unit(base, &p, unit, unit + 1, scratch)
+        stream_fence()
         restore_denormals(mode)
         return
     with parallel(num_threads=threads):
         mode = flush_denormals()
         for unit in prange(units, schedule="dynamic"):
             run_unit(base, &p, unit, unit + threads, scratch + threadid() * size)
+        stream_fence()
         restore_denormals(mode)
 
 
@@ -378,6 +381,11 @@ def workspace_bytes(cnp.ndarray geometry, int source, bint prepared, int threads
     if source == PACKED and not prepared:
         size += packed_size(g, blocks_within(g, pack_limit))
     return size
+
+
+def geometry_bytes():
+    """(sizeof(Geometry), sizeof(Tap)), which the dtypes of fastconv.plan must match."""
+    return sizeof(Geometry), sizeof(Tap)
 
 
 def packed_elements(cnp.ndarray geometry):

@@ -10,7 +10,7 @@ Every sum runs over k in ascending order, whatever the tile: a result does not d
 
 from fastconv.kernels.simd cimport (
     MR, NR, NV, VL, prefetch_far, prefetch_near, real, vec, vfma, vload, vrelu, vset1, vstore,
-    vstore_first, vzero,
+    vstore_first, vstream, vzero,
 )
 
 cdef enum:
@@ -46,6 +46,7 @@ cdef struct Tile:
     Py_ssize_t out_row
     Py_ssize_t columns           # of the width, how many are stored
     bint relu
+    bint stream                  # write past the caches: every row of `out` on a vec's boundary
 
 
 cdef inline void tile(const int rows, const int vectors, const bint packed, const bint fused,
@@ -101,7 +102,11 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
         for i in range(rows):
             for j in range(vectors):
                 acc[i][j] = vrelu(acc[i][j])
-    if t.columns == vectors * VL:
+    if t.stream and t.columns == vectors * VL:
+        for i in range(rows):
+            for j in range(vectors):
+                vstream(t.out + i * t.out_row + j * VL, acc[i][j])
+    elif t.columns == vectors * VL:
         for i in range(rows):
             for j in range(vectors):
                 vstore(t.out + i * t.out_row + j * VL, acc[i][j])

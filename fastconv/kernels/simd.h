@@ -54,6 +54,22 @@ typedef real vec __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(rea
 
 static inline vec vload(const real *p) { return *(const vec *)p; }
 static inline void vstore(real *p, vec v) { *(vec *)p = v; }
+/* Past the caches, to where nobody will read soon; p on a vec's own boundary. Ends with a fence. */
+static inline void vstream(real *p, vec v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps((float *)p, (__m512)v);
+#elif defined(__AVX2__) && !defined(FC_WIDE)
+    _mm256_stream_ps((float *)p, (__m256)v);
+#else
+    vstore(p, v);
+#endif
+}
+static inline int is_vec_aligned(const real *p) { return ((size_t)p & (FC_VECTOR_BYTES - 1)) == 0; }
+static inline void stream_fence(void) {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
 static inline vec vzero(void) { return (vec){0}; }
 static inline vec vset1(real x) { return x - (vec){0}; }
 static inline vec vadd(vec a, vec b) { return a + b; }

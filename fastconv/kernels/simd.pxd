@@ -15,6 +15,9 @@ cdef extern from "simd.h" nogil:
     void vstore(real* p, vec v) noexcept
     void vstore_first(real* p, Py_ssize_t count, vec v) noexcept
     void vcopy_first(real* to, const real* source, Py_ssize_t count) noexcept
+    void vstream(real* p, vec v) noexcept
+    bint is_vec_aligned(const real* p) noexcept
+    void stream_fence() noexcept
     vec vzero() noexcept
     vec vset1(real x) noexcept
     vec vadd(vec a, vec b) noexcept

@@ -207,7 +207,7 @@ cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, real* p
     tile.bias = NULL
     tile.image = NULL
     tile.ahead = &ahead
-    tile.relu = False
+    tile.relu = tile.stream = False
     tile.start_row = tile.out_row = sums_stride
     tile.b = panels
     while column < columns:
