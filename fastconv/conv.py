@@ -452,7 +452,7 @@ def plan_conv2d(
         scalar = None if dtype is None else np.dtype(dtype)  # to NumPy, None is float64
     except TypeError:
         scalar = None
-    if scalar not in (FLOAT32, FLOAT64):
+    if scalar is None or scalar not in (FLOAT32, FLOAT64):
         raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
     problem = conv_problem(
         input_shape, weight_shape, stride, padding, dilation, groups,

@@ -40,6 +40,7 @@ SMALL_PLANE = 128  # pixels of an output plane: below it chunks of a weight grad
 SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, where its pixels allow
 SPLIT_PIXELS = 1024  # least pixels of one of them
 STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, without reading them first
+PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
@@ -224,14 +225,16 @@ def _make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dt
     geometry["stream"] = outputs * dtype.itemsize >= STREAM_BYTES
     _blocking(geometry, dtype)
     _collapse(geometry, table)
+    return Pass(geometry, table, _weight_source(geometry, table))
+
+
+def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any]) -> int:
+    """Packing a weight costs a fraction of a cycle and pays back with each vector of pixels it meets."""
+    pixels = int(geometry["batch"]) * int(geometry["out_size"].prod())
     in_order = np.array_equal(table[:, 3], np.arange(len(table)))
-    if in_order and fields["weight_channel"] == len(table):
-        source = IN_PLACE_ROWS
-    elif len(table) == 1 and fields["weight_row"] == 1 and table[0, 3] == 0:
-        source = IN_PLACE_COLUMNS
-    else:
-        source = PACKED
-    return Pass(geometry, table, source)
+    if in_order and geometry["weight_channel"] == len(table) and pixels < PACK_PIXELS:
+        return IN_PLACE_ROWS
+    return PACKED
 
 
 def _forward_pass(p: ConvProblem, dtype: np.dtype[Any], relu: bool) -> Pass:

@@ -14,7 +14,7 @@ from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.gemm_micro cimport LINE, Ahead, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
-    Run, ceil_div, clear_tail, drop_full, even_start, is_dense, larger, list_runs, pack_pixels,
+    Run, ceil_div, clear_tail, copy_row, drop_full, even_start, in_order, is_dense, larger, list_runs, pack_pixels,
     pack_weights, panel_width, plane_size, row_blocks, row_start, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
@@ -50,6 +50,10 @@ cdef struct Task:
     real* panels
     real* sums                   # between depth blocks: [rows of the task][sum_width]
     Run* runs
+
+
+cdef enum:
+    SLICE = 16  # channels that a thread packs at a time
 
 
 # How the work is cut: `segments` stretches of pixels, each in `tiles` tiles, times `spans` of rows.
@@ -135,8 +139,11 @@ cdef void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_
         offset += rest % g.out_size[1] * g.out_axis[1] + rest // g.out_size[1] * g.out_axis[0]
         for i in range(rows):
             to = task.out + offset + (row + i) * g.out_row
-            for j in range(length):
-                to[j * step] = values[i * NR + column + j]
+            if step == 1:
+                copy_row(to, values + i * NR + column, length)
+            else:
+                for j in range(length):
+                    to[j * step] = values[i * NR + column + j]
         column += length
 
 
@@ -344,23 +351,47 @@ cdef void run_all(const Task* base, int threads, char* scratch) noexcept nogil:
         restore_denormals(mode)
 
 
+cdef void pack_slice(const Geometry* g, const Tap* taps, const real* weight, Py_ssize_t first_block,
+                     Py_ssize_t last_block, Py_ssize_t channel, Py_ssize_t channels, real* to) noexcept nogil:
+    """Some channels of one block of the depth, for a span of row blocks; `to` is where the span's block begins."""
+    cdef Py_ssize_t start = row_start(g, first_block), block, row, rows
+    cdef Py_ssize_t opens = channel // g.depth_block * g.depth_block
+    cdef Py_ssize_t within = smaller(g.depth_block, g.channels - opens)
+    for block in range(first_block, last_block):
+        row = row_start(g, block) - start
+        rows = row_start(g, block + 1) - start - row
+        pack_weights(g, taps, weight, block, channel, channels,
+                     to + (row * within + (channel - opens) * rows) * g.taps)
+
+
 cdef void pack_rows(const Geometry* g, const Tap* taps, const real* weight, Py_ssize_t first_block,
                     Py_ssize_t last_block, real* to, int threads) noexcept nogil:
-    """Packs blocks first_block .. last_block - 1 of every group: [group][depth block][row block]."""
+    """Packs blocks first_block .. last_block - 1 of every group: [group][depth block][row block].
+
+    The weights are read along their rows where these hold the depth, else channel by channel.
+    """
     cdef Py_ssize_t rows = row_start(g, last_block) - row_start(g, first_block)
-    cdef Py_ssize_t blocks = last_block - first_block
-    cdef Py_ssize_t unit, group, channel, channels, block
+    cdef bint along = in_order(g, taps)
+    cdef Py_ssize_t slices = ceil_div(g.channels, g.depth_block)
+    cdef Py_ssize_t parts = last_block - first_block if along else ceil_div(g.depth_block, SLICE)
+    cdef Py_ssize_t unit, group, channel, channels, part, opens
+    cdef const real* source
     cdef real* target
-    for unit in prange(g.groups * blocks, num_threads=threads):
-        group = unit // blocks
-        block = first_block + unit % blocks
-        channel = 0
-        while channel < g.channels:
-            channels = smaller(g.depth_block, g.channels - channel)
-            target = to + (group * g.channels + channel) * g.taps * rows
-            target = target + (row_start(g, block) - row_start(g, first_block)) * channels * g.taps
-            pack_weights(g, taps, weight + group * g.weight_group, block, channel, channels, target)
-            channel = channel + channels
+    for unit in prange(g.groups * slices * parts, num_threads=threads):
+        part = unit % parts
+        opens = unit // parts % slices * g.depth_block
+        group = unit // (parts * slices)
+        channels = smaller(g.depth_block, g.channels - opens)
+        source = weight + group * g.weight_group
+        target = to + (group * g.channels + opens) * g.taps * rows
+        if along:
+            target = target + (row_start(g, first_block + part) - row_start(g, first_block)) * channels * g.taps
+            pack_weights(g, taps, source, first_block + part, opens, channels, target)
+        else:
+            channel = opens + part * SLICE
+            channels = smaller(SLICE, opens + channels - channel)
+            if channels > 0:
+                pack_slice(g, taps, source, first_block, last_block, channel, channels, target)
 
 
 cdef Py_ssize_t blocks_within(const Geometry* g, Py_ssize_t limit) noexcept nogil:

@@ -14,7 +14,7 @@ Weights. Rows come in even blocks of at most MR; block i of a depth block holds
 
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, real, vcopy_first, veven, vload, vload_first, vstore, vstore_first, vzero,
+    MR, NR, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_first, vtranspose, vzero,
 )
 
 
@@ -203,18 +203,47 @@ cdef inline void clear_tail(Py_ssize_t columns, real* panels, Py_ssize_t depth, 
             fill_zero(panels + panel * depth * NR + k * width + filled, width - filled)
 
 
+cdef inline void interleave(const real* source, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t depth,
+                            real* to) noexcept nogil:
+    """to[k * rows + r] = source[r * stride + k], for rows <= MR: VL steps at a time through a transposition."""
+    cdef vec[VL] block
+    cdef Py_ssize_t k = 0, r
+    cdef int i
+    if MR <= VL:
+        while k + 2 * VL <= depth:
+            for i in range(VL):
+                block[i] = vload(source + i * stride + k) if i < rows else vzero()
+            vtranspose(block)
+            for i in range(VL):
+                vstore(to + (k + i) * rows, block[i])  # what it writes beyond its `rows` comes next
+            k += VL
+    while k < depth:
+        for r in range(rows):
+            to[k * rows + r] = source[r * stride + k]
+        k += 1
+
+
 cdef inline void pack_weights(const Geometry* g, const Tap* taps, const real* weight, Py_ssize_t block,
                               Py_ssize_t channel, Py_ssize_t channels, real* to) noexcept nogil:
+    """One block of rows, for `channels` channels from `channel` on."""
     cdef Py_ssize_t first = row_start(g, block)
     cdef Py_ssize_t rows = row_start(g, block + 1) - first
     cdef Py_ssize_t c, t, r
-    cdef const real* source
-    for c in range(channel, channel + channels):
+    cdef const real* source = weight + first * g.weight_row + channel * g.weight_channel
+    if in_order(g, taps):
+        interleave(source, g.weight_row, rows, channels * g.taps, to)
+        return
+    for c in range(channels):
         for t in range(g.taps):
-            source = weight + first * g.weight_row + c * g.weight_channel + taps[t].weight
             if g.weight_row == 1:
-                copy_row(to, source, rows)
+                copy_row(to, source + taps[t].weight, rows)
             else:
                 for r in range(rows):
-                    to[r] = source[r * g.weight_row]
+                    to[r] = source[r * g.weight_row + taps[t].weight]
             to += rows
+        source += g.weight_channel
+
+
+cdef inline bint in_order(const Geometry* g, const Tap* taps) noexcept nogil:
+    """Does a row of weights hold its channels and taps in the order of the depth?"""
+    return g.weight_channel == g.taps and taps[0].weight == 0 and taps[g.taps - 1].weight == g.taps - 1
