@@ -115,7 +115,7 @@ def show_config(file: TextIO | None = None) -> None:
         "engine": _engines(),
         "CPU features": _features(),
         "caches": _caches(),
-        "threads": f"{get_num_threads()}, from {_thread_source()}",
+        "threads": f"{get_num_threads()} ({_thread_source()})",
         "OpenMP": _openmp(),
         "environment": _environment_variables(),
     }

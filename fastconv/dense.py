@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.arrays import Array, as_operand, check_out, is_target
+from fastconv.arrays import Array, as_operand, check_out, is_target, new_array
 from fastconv.engine import load
 from fastconv.plan import FLOPS_PER_THREAD, PACK_LIMIT, Pass, _make_pass
 from fastconv.problem import LARGEST
@@ -35,8 +35,9 @@ __all__ = [
 
 ACTIVATIONS = (None, "relu")
 REDUCTIONS = ("mean", "sum", "none")
-# Below this many elements another thread costs more than it brings.
-COPIED_PER_THREAD = 1 << 15
+# Below this many elements another thread costs more than it brings: two threads break even at 2^14
+# elements of relu, 2^12 of softmax (Xeon with AVX-512).
+COPIED_PER_THREAD = 1 << 14
 EXPONENTIALS_PER_THREAD = 1 << 12
 
 
@@ -55,6 +56,14 @@ class _Strides(NamedTuple):
     column: int
 
 
+class _Product(NamedTuple):
+    """A matrix product as the kernel takes it."""
+
+    task: Pass
+    flops: int
+    relu: bool
+
+
 @functools.lru_cache(maxsize=1024)
 def _product(
     sizes: tuple[int, int, int],
@@ -63,7 +72,7 @@ def _product(
     out: _Strides,
     relu: bool,
     dtype: np.dtype[Any],
-) -> Pass:
+) -> _Product:
     """out[m, p] = sum over k of left[m, k] * right[k, p], for sizes (m, k, p)."""
     rows, depth, columns = sizes
     line = (1, 1, columns)
@@ -73,34 +82,35 @@ def _product(
         "out_size": line, "out_row": out.row, "out_axis": (0, 0, out.column),
         "weight_row": left.row, "weight_channel": left.column,
     }  # fmt: skip
-    return _make_pass(fields, [(0, 0, 0, 0)], dtype)
+    task = _make_pass(fields, np.zeros((1, 4), np.intp), dtype)
+    return _Product(task, 2 * prod(sizes), relu)
 
 
 def _threads(work: int, per_thread: int) -> int:
     return min(get_num_threads(), max(1, work // per_thread))
 
 
-def _multiply(task: Pass, left: Array, right: Array, bias: Array | None, out: Array) -> None:
+def _multiply(product: _Product, left: Array, right: Array, bias: Array | None, out: Array) -> None:
     """Runs a product; one without terms is its bias, or zero."""
-    g = task.geometry
-    flops = 2 * int(g["rows"]) * int(g["channels"]) * int(g["out_size"][2])
+    task, flops, is_relu = product
     if flops == 0:
         out[...] = 0 if bias is None else bias
-        if g["relu"]:
+        if is_relu:
             relu(out, out=out)
         return
     kernel = load(out.dtype).gemm
     threads = _threads(flops, FLOPS_PER_THREAD)
-    size = kernel.workspace_bytes(g, task.source, False, threads, PACK_LIMIT)
+    size = kernel.workspace_bytes(task.geometry, task.source, False, threads, PACK_LIMIT)
     kernel.conv(
-        g, task.taps, right, left, bias, out, scratch(size), task.source, False, threads, PACK_LIMIT
+        task.geometry, task.taps, right, left, bias, out, scratch(size), task.source, False,
+        threads, PACK_LIMIT,
     )  # fmt: skip
 
 
 def _new(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if prod(shape) * dtype.itemsize > LARGEST:
         raise ValueError(f"output: {shape} is beyond the address space")
-    return np.empty(shape, dtype)
+    return new_array(shape, dtype)
 
 
 def _target(
@@ -231,7 +241,7 @@ def linear_backward(
     g = as_operand(grad_output, "grad_output", x.dtype)
     _check_same_shape(g, "grad_output", (*x.shape[:-1], features), "the output")
     samples = prod(x.shape[:-1])
-    grad_input, grad_weight = np.empty(x.shape, x.dtype), np.empty(w.shape, x.dtype)
+    grad_input, grad_weight = new_array(x.shape, x.dtype), new_array(w.shape, x.dtype)
     rows = _Strides(depth, 1)
     by_sample = _product(
         (samples, features, depth), _Strides(features, 1), rows, rows, False, x.dtype
@@ -310,7 +320,7 @@ def relu_backward(grad_output: Array, input: Array) -> Array:
     x = as_operand(input, "input")
     g = as_operand(grad_output, "grad_output", x.dtype)
     _check_same_shape(g, "grad_output", x.shape, "input")
-    result = np.empty(x.shape, x.dtype)
+    result = new_array(x.shape, x.dtype)
     threads = _threads(x.size, COPIED_PER_THREAD)
     load(x.dtype).activation.relu_backward(g, x, result, threads)
     return result
@@ -354,7 +364,7 @@ def softmax(input: Array, axis: int = -1) -> Array:
     """
     x = as_operand(input, "input")
     split = _split_at(x.shape, axis, "input")
-    result = np.empty(x.shape, x.dtype)
+    result = new_array(x.shape, x.dtype)
     if x.size:
         threads = _threads(x.size, EXPONENTIALS_PER_THREAD)
         load(x.dtype).activation.softmax(*split, x, result, threads)
@@ -390,7 +400,7 @@ def softmax_backward(grad_output: Array, output: Array, axis: int = -1) -> Array
     g = as_operand(grad_output, "grad_output", s.dtype)
     _check_same_shape(g, "grad_output", s.shape, "output")
     split = _split_at(s.shape, axis, "output")
-    result = np.empty(s.shape, s.dtype)
+    result = new_array(s.shape, s.dtype)
     if s.size:
         threads = _threads(s.size, COPIED_PER_THREAD)
         load(s.dtype).activation.softmax_backward(*split, g, s, result, threads)
@@ -509,7 +519,7 @@ def cross_entropy_backward(
     """
     x, labels = _check_labels(logits, target, reduction)
     scales = _loss_scales(grad_output, labels, reduction, x.dtype)
-    result = np.empty(x.shape, x.dtype)
+    result = new_array(x.shape, x.dtype)
     if result.size:
         split = _split_at(x.shape, 1, "logits")
         threads = _threads(x.size, EXPONENTIALS_PER_THREAD)

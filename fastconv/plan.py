@@ -232,8 +232,12 @@ def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any]) 
     """Packing a weight costs a fraction of a cycle and pays back with each vector of pixels it meets."""
     pixels = int(geometry["batch"]) * int(geometry["out_size"].prod())
     in_order = np.array_equal(table[:, 3], np.arange(len(table)))
-    if in_order and geometry["weight_channel"] == len(table) and pixels < PACK_PIXELS:
+    if pixels >= PACK_PIXELS:
+        return PACKED
+    if in_order and geometry["weight_channel"] == len(table):
         return IN_PLACE_ROWS
+    if len(table) == 1 and geometry["weight_row"] == 1 and table[0, 3] == 0:
+        return IN_PLACE_COLUMNS
     return PACKED
 
 

@@ -53,6 +53,7 @@ cdef struct Task:
 
 
 cdef enum:
+    FEW_PIXELS = 4 * NR  # in a tile: then the weights are the larger stream
     SLICE = 16  # channels that a thread packs at a time
 
 
@@ -203,6 +204,25 @@ cdef void look_ahead(const Task* task, Py_ssize_t channel, Ahead* ahead) noexcep
     ahead.total = ahead.lines * smaller(g.depth_block, g.channels)
 
 
+cdef void look_at_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t channel,
+                          Py_ssize_t channels, Ahead* ahead) noexcept nogil:
+    """Aims at the weights in place of the block of rows that comes next: few pixels, much to read."""
+    cdef const Geometry* g = task.geometry
+    if row >= g.rows:
+        return
+    ahead.line = task.weight + row * g.weight_row + channel * g.weight_channel
+    ahead.step = LINE
+    if task.source == IN_PLACE_ROWS:
+        ahead.lines = ceil_div(channels * g.taps, LINE)
+        ahead.jump = g.weight_row - ahead.lines * LINE
+        ahead.total = ahead.lines * rows
+    else:
+        ahead.lines = 1
+        ahead.jump = g.weight_channel - LINE
+        ahead.total = channels
+    ahead.left = ahead.lines
+
+
 cdef void spend(Ahead* ahead, Py_ssize_t steps) noexcept nogil:
     ahead.total -= steps
     if ahead.total <= 0:
@@ -252,6 +272,8 @@ cdef void run_panel(const Task* task, Py_ssize_t column, Py_ssize_t first_block,
         elif closes:
             tile.out = values
             tile.out_row = NR
+        if task.source != PACKED and task.pixels <= FEW_PIXELS and column == 0:
+            look_at_weights(task, row + rows, rows, channel, channels, ahead)
         tile.stream = g.stream and closes and direct and g.out_row % VL == 0 and is_vec_aligned(tile.out)
         compute_tile(task.source != IN_PLACE_ROWS, <int> rows, 2 if width == NR else 1, &tile)
         spend(ahead, tile.depth)
