@@ -76,7 +76,7 @@ def _gemm_pass(plan: Plan, step: Pass) -> Run:
     kernel = engine.load(plan.dtype).gemm
     source = PACKED if plan.prepared else step.source
     conv, geometry, taps, prepared = kernel.conv, step.geometry, step.taps, plan.prepared
-    size = _sized(lambda n: kernel.workspace_bytes(geometry, source, prepared, n, PACK_LIMIT))
+    size = _sized(lambda n: kernel.workspace_bytes(geometry, taps, source, prepared, n, PACK_LIMIT))
 
     def run(x: Array, w: Array, bias: Array | None, out: Array, threads: int) -> None:
         memory = scratch(size(threads))
@@ -151,6 +151,7 @@ def workspace_bytes(plan: Plan, threads: int) -> int:
         int(
             kernels.gemm.workspace_bytes(
                 step.geometry,
+                step.taps,
                 PACKED if plan.prepared else step.source,
                 plan.prepared,
                 threads,

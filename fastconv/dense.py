@@ -100,7 +100,7 @@ def _multiply(product: _Product, left: Array, right: Array, bias: Array | None, 
         return
     kernel = load(out.dtype).gemm
     threads = _threads(flops, FLOPS_PER_THREAD)
-    size = kernel.workspace_bytes(task.geometry, task.source, False, threads, PACK_LIMIT)
+    size = kernel.workspace_bytes(task.geometry, task.taps, task.source, False, threads, PACK_LIMIT)
     kernel.conv(
         task.geometry, task.taps, right, left, bias, out, scratch(size), task.source, False,
         threads, PACK_LIMIT,

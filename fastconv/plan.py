@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.engine import load
 from fastconv.problem import ConvProblem
 from fastconv.registry import Kernel, find
 from fastconv.threads import get_num_threads
@@ -28,7 +29,7 @@ GEOMETRY = np.dtype(
     + [(name, np.intp) for name in ("out_offset", "out_image", "out_group", "out_row")]
     + [("out_axis", np.intp, 3)]
     + [(name, np.intp) for name in ("weight_group", "weight_row", "weight_channel")]
-    + [(name, np.intp) for name in ("relu", "stream", "depth_block", "row_block", "pixel_block")]
+    + [(name, np.intp) for name in ("relu", "stream", "bands", "depth_block", "row_block", "pixel_block")]
 )
 # Where the micro-kernel reads the weights: the enum Source of kernels/gemm.pyx.
 IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
@@ -41,6 +42,7 @@ SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, w
 SPLIT_PIXELS = 1024  # least pixels of one of them
 STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, without reading them first
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
+BAND_FILL = 0.8  # share of a row's vectors that outputs must fill for bands to beat im2col panels
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
@@ -225,14 +227,28 @@ def _make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dt
     geometry["stream"] = outputs * dtype.itemsize >= STREAM_BYTES
     _blocking(geometry, dtype)
     _collapse(geometry, table)
+    geometry["bands"] = _takes_bands(geometry, dtype)
     return Pass(geometry, table, _weight_source(geometry, table))
+
+
+def _takes_bands(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
+    """Do the outputs of a row fill whole vectors well enough to be read from bands, without im2col?"""
+    width = int(geometry["out_size"][2])
+    vector = load(dtype).machine.tile()[2]
+    filled = width / (-(-width // vector) * vector)
+    return bool(
+        geometry["taps"] > 1
+        and geometry["in_size"][0] == geometry["out_size"][0] == 1
+        and geometry["in_axis"][2] == 1
+        and filled >= BAND_FILL
+    )
 
 
 def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any]) -> int:
     """Packing a weight costs a fraction of a cycle and pays back with each vector of pixels it meets."""
     pixels = int(geometry["batch"]) * int(geometry["out_size"].prod())
     in_order = np.array_equal(table[:, 3], np.arange(len(table)))
-    if pixels >= PACK_PIXELS:
+    if pixels >= PACK_PIXELS or geometry["bands"]:
         return PACKED
     if in_order and geometry["weight_channel"] == len(table):
         return IN_PLACE_ROWS

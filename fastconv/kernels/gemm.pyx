@@ -12,6 +12,7 @@ written to the output once, with bias and activation applied.
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
+from fastconv.kernels.gemm_band cimport Band, band_elements, fill_band, list_offsets, shape_band
 from fastconv.kernels.gemm_micro cimport LINE, Ahead, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, clear_tail, copy_row, drop_full, even_start, in_order, is_dense, larger, list_runs, pack_pixels,
@@ -48,8 +49,19 @@ cdef struct Task:
     Py_ssize_t packed_block      # the block of rows where packed weights begin, and their number of rows
     Py_ssize_t packed_rows
     real* panels
-    real* sums                   # between depth blocks: [rows of the task][sum_width]
+    real* sums                   # between depth blocks: [rows of the task][panels * NR]
     Run* runs
+    const Py_ssize_t* offsets    # of the rows of a banded panel, or NULL
+
+
+# Up to NR columns of one block of the depth, and where their results go.
+cdef struct Panel:
+    Py_ssize_t pixel             # its first
+    Py_ssize_t columns
+    real* b
+    const real* image            # its pixels in the input, where the first tile packs them
+    real* stretch                # its pixels in the output, where they lie side by side
+    Py_ssize_t sums              # its first column in the waiting sums
 
 
 cdef enum:
@@ -70,23 +82,21 @@ cdef Py_ssize_t depth_of(const Geometry* g) noexcept nogil:
     return smaller(g.depth_block, g.channels) * g.taps
 
 
-cdef Py_ssize_t vectors_of(Py_ssize_t pixels) noexcept nogil:
-    return ceil_div(pixels, VL)
-
-
 cdef Partition cut(const Geometry* g, Py_ssize_t threads) noexcept nogil:
     """The cut with the least work on the busiest thread, counting 3 rows for the packing of a panel.
 
-    An image is a segment of its own unless its last vector would be mostly empty; then the batch is one.
+    Tiles are whole vectors, or whole rows of outputs where these are read from bands. An image is a
+    segment of its own unless its last vector would be mostly empty; then the batch is one.
     """
     cdef Partition best, trial
     cdef Py_ssize_t plane = plane_size(g), vectors, tiles, spans, units, cost, best_cost = -1
     cdef Py_ssize_t blocks = row_blocks(g)
-    cdef bint whole_vectors = vectors_of(plane) * VL * 32 <= plane * 33
+    cdef Py_ssize_t grain = g.out_size[2] if g.bands else VL
+    cdef bint whole_vectors = g.bands or ceil_div(plane, VL) * VL * 32 <= plane * 33
     best.segments = g.batch if whole_vectors else 1
     best.segment_pixels = plane if whole_vectors else plane * g.batch
-    vectors = vectors_of(best.segment_pixels)
-    best.tiles = ceil_div(vectors, larger(g.pixel_block // VL, 1))
+    vectors = ceil_div(best.segment_pixels, grain)
+    best.tiles = ceil_div(vectors, larger(g.pixel_block // grain, 1))
     best.spans = 1
     trial = best
     for spans in range(1, smaller(threads, blocks) + 1):
@@ -97,7 +107,7 @@ cdef Partition cut(const Geometry* g, Py_ssize_t threads) noexcept nogil:
                 best_cost = cost
                 trial.tiles = tiles
                 trial.spans = spans
-    trial.tile_pixels = ceil_div(vectors, trial.tiles) * VL
+    trial.tile_pixels = ceil_div(vectors, trial.tiles) * grain
     trial.tiles = ceil_div(best.segment_pixels, trial.tile_pixels)
     return trial
 
@@ -106,14 +116,26 @@ cdef Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
     return ceil_div(size, 64) * 64
 
 
-cdef Py_ssize_t panels_size(const Geometry* g, const Partition* p) noexcept nogil:
-    return aligned(ceil_div(p.tile_pixels, NR) * NR * depth_of(g) * <Py_ssize_t> sizeof(real))
+cdef Py_ssize_t panel_count(const Geometry* g, Py_ssize_t pixels) noexcept nogil:
+    """Panels of a tile: of its pixels, or of each of its rows."""
+    if g.bands:
+        return pixels // g.out_size[2] * ceil_div(g.out_size[2], NR)
+    return ceil_div(pixels, NR)
+
+
+cdef Py_ssize_t panels_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:
+    cdef Band band
+    if g.bands:
+        band = shape_band(g, taps, p.tile_pixels // g.out_size[2])
+        return (aligned(band_elements(g, &band) * <Py_ssize_t> sizeof(real))
+                + aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t)))
+    return aligned(panel_count(g, p.tile_pixels) * NR * depth_of(g) * <Py_ssize_t> sizeof(real))
 
 
 cdef Py_ssize_t sums_size(const Geometry* g, const Partition* p) noexcept nogil:
     if depth_of(g) == g.channels * g.taps:
         return 0
-    return aligned(ceil_div(row_blocks(g), p.spans) * MR * ceil_div(p.tile_pixels, NR) * NR
+    return aligned(ceil_div(row_blocks(g), p.spans) * MR * panel_count(g, p.tile_pixels) * NR
                    * <Py_ssize_t> sizeof(real))
 
 
@@ -121,8 +143,8 @@ cdef Py_ssize_t runs_size(const Partition* p) noexcept nogil:
     return aligned((p.tile_pixels + ceil_div(p.tile_pixels, NR)) * <Py_ssize_t> sizeof(Run))
 
 
-cdef Py_ssize_t thread_size(const Geometry* g, const Partition* p) noexcept nogil:
-    return panels_size(g, p) + sums_size(g, p) + runs_size(p)
+cdef Py_ssize_t thread_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:
+    return panels_size(g, taps, p) + sums_size(g, p) + runs_size(p)
 
 
 cdef void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t pixel,
@@ -229,83 +251,148 @@ cdef void spend(Ahead* ahead, Py_ssize_t steps) noexcept nogil:
         ahead.step = ahead.jump = ahead.left = 0
 
 
-cdef void run_panel(const Task* task, Py_ssize_t column, Py_ssize_t first_block, Py_ssize_t last_block,
+cdef void aim_output(const Task* task, const Panel* panel, Py_ssize_t row, bint closes, real* values,
+                     Tile* tile) noexcept nogil:
+    """Where a tile's sums go: to the output, to `values` on their way there, or to wait for more depth."""
+    cdef const Geometry* g = task.geometry
+    if not closes:
+        tile.out = task.sums + (row - start_of(task, task.first_block)) * tile.start_row + panel.sums
+        tile.out_row = tile.start_row
+    elif panel.stretch != NULL:
+        tile.out = panel.stretch + row * g.out_row
+        tile.out_row = g.out_row
+    else:
+        tile.out = values
+        tile.out_row = NR
+    tile.stream = (closes and panel.stretch != NULL and g.stream and g.out_row % VL == 0
+                   and is_vec_aligned(tile.out))
+
+
+cdef void run_panel(const Task* task, const Panel* panel, Py_ssize_t first_block, Py_ssize_t last_block,
                     Py_ssize_t channel, Py_ssize_t channels, Ahead* ahead) noexcept nogil:
     """One panel of pixels against blocks of rows, for one block of the depth."""
     cdef const Geometry* g = task.geometry
     cdef real[MR * NR] values
     cdef Tile tile
     cdef Py_ssize_t block, row, rows
-    cdef Py_ssize_t columns = smaller(NR, task.pixels - column)
-    cdef Py_ssize_t width = panel_width(task.pixels - column)
-    cdef Py_ssize_t pixel = task.first_pixel + column
-    cdef Py_ssize_t image = pixel // plane_size(g), place = pixel % plane_size(g)
-    cdef Py_ssize_t sum_row = start_of(task, task.first_block)
-    cdef Py_ssize_t sum_width = ceil_div(task.pixels, NR) * NR
+    cdef Py_ssize_t width = panel_width(panel.columns)
     cdef bint opens = channel == 0, closes = channel + channels == g.channels
-    cdef bint within = place + columns <= plane_size(g)
-    cdef bint direct = task.side_by_side and within
-    cdef real* stretch = task.out + image * g.out_image + place
 
-    tile.b = task.panels + column * depth_of(g)
-    tile.image = NULL
+    tile.b = panel.b
+    tile.offsets = task.offsets
+    tile.image = panel.image if first_block == task.first_block else NULL
     tile.image_row = g.in_channel
     tile.ahead = ahead
-    if task.dense and within and columns == NR and first_block == task.first_block:
-        tile.image = task.input + image * g.in_image + place + channel * g.in_channel
-    tile.start_row = sum_width
+    tile.start_row = panel_count(g, task.pixels) * NR
     tile.relu = closes and g.relu
-    tile.columns = columns if closes and direct else width
+    tile.columns = panel.columns if closes and panel.stretch != NULL else width
     row = start_of(task, first_block)
     for block in range(first_block, last_block):
         rows = start_of(task, block + 1) - row
         aim_weights(task, row, rows, channel, channels, &tile)
-        tile.out = task.sums + (row - sum_row) * sum_width + column
-        tile.out_row = sum_width
-        tile.start = NULL if opens else tile.out
+        aim_output(task, panel, row, closes, values, &tile)
+        tile.start = NULL
+        if not opens:
+            tile.start = task.sums + (row - start_of(task, task.first_block)) * tile.start_row + panel.sums
         tile.bias = task.bias
         if task.bias != NULL:
             tile.bias += row
-        if closes and direct:
-            tile.out = stretch + row * g.out_row
-            tile.out_row = g.out_row
-        elif closes:
-            tile.out = values
-            tile.out_row = NR
-        if task.source != PACKED and task.pixels <= FEW_PIXELS and column == 0:
+        if task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0:
             look_at_weights(task, row + rows, rows, channel, channels, ahead)
-        tile.stream = g.stream and closes and direct and g.out_row % VL == 0 and is_vec_aligned(tile.out)
         compute_tile(task.source != IN_PLACE_ROWS, <int> rows, 2 if width == NR else 1, &tile)
         spend(ahead, tile.depth)
         tile.image = NULL
-        if closes and not direct:
-            store_scattered(task, row, rows, pixel, columns, values)
+        if closes and panel.stretch == NULL:
+            store_scattered(task, row, rows, panel.pixel, panel.columns, values)
         row += rows
 
 
-cdef void run_task(const Task* task) noexcept nogil:
+cdef Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t channel) noexcept nogil:
+    """Panel of a tile of pixels: in one stretch of the output where one image holds all its pixels."""
     cdef const Geometry* g = task.geometry
-    cdef Py_ssize_t depth = depth_of(g)
-    cdef Py_ssize_t per_block = larger(g.row_block // MR, 1)
-    cdef Py_ssize_t runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels,
-                                     task.panels, depth, task.runs)
+    cdef Panel p
+    cdef Py_ssize_t column = number * NR
+    p.pixel = task.first_pixel + column
+    cdef Py_ssize_t image = p.pixel // plane_size(g), place = p.pixel % plane_size(g)
+    cdef bint within
+    p.columns = smaller(NR, task.pixels - column)
+    within = place + p.columns <= plane_size(g)
+    p.sums = column
+    p.b = task.panels + column * depth_of(g)
+    p.image = NULL
+    p.stretch = NULL
+    if task.dense and within and p.columns == NR:
+        p.image = task.input + image * g.in_image + place + channel * g.in_channel
+    if task.side_by_side and within:
+        p.stretch = task.out + image * g.out_image + place
+    return p
+
+
+cdef Panel band_panel_at(const Task* task, const Band* band, Py_ssize_t number) noexcept nogil:
+    """Panel of a row of outputs, read from the band."""
+    cdef const Geometry* g = task.geometry
+    cdef Panel p
+    cdef Py_ssize_t across = ceil_div(g.out_size[2], NR)
+    cdef Py_ssize_t row = number // across, column = number % across * NR
+    p.pixel = task.first_pixel + row * g.out_size[2] + column
+    p.columns = smaller(NR, g.out_size[2] - column)
+    p.sums = number * NR
+    p.b = task.panels + row * g.step[1] * band.phases * band.length + column
+    p.image = NULL
+    p.stretch = NULL
+    if task.side_by_side:
+        p.stretch = task.out + p.pixel // plane_size(g) * g.out_image + p.pixel % plane_size(g)
+    return p
+
+
+cdef void run_blocks(const Task* task, const Band* band, Py_ssize_t channel, Py_ssize_t channels,
+                     Ahead* ahead) noexcept nogil:
+    """All rows and panels of a task, for one block of the depth that is packed."""
+    cdef Py_ssize_t per_block = larger(task.geometry.row_block // MR, 1), block = task.first_block, number
+    cdef Panel panel
+    while block < task.last_block:
+        for number in range(panel_count(task.geometry, task.pixels)):
+            panel = panel_at(task, number, channel) if band == NULL else band_panel_at(task, band, number)
+            run_panel(task, &panel, block, smaller(block + per_block, task.last_block), channel, channels, ahead)
+        block += per_block
+
+
+cdef void run_task(Task* task) noexcept nogil:
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t channel = 0, channels, runs
+    cdef Ahead ahead
+    task.offsets = NULL
+    runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels, task.panels,
+                     depth_of(g), task.runs)
     if task.dense:
         runs = drop_full(task.runs, runs)
-    cdef Py_ssize_t channel = 0, channels, block, column
-    cdef Ahead ahead
     while channel < g.channels:
         channels = smaller(g.depth_block, g.channels - channel)
         pack_pixels(g, task.taps, channel, channels, task.runs, runs)
-        clear_tail(task.pixels, task.panels, depth, channels * g.taps)
+        clear_tail(task.pixels, task.panels, depth_of(g), channels * g.taps)
         look_ahead(task, channel + channels, &ahead)
-        block = task.first_block
-        while block < task.last_block:
-            column = 0
-            while column < task.pixels:
-                run_panel(task, column, block, smaller(block + per_block, task.last_block),
-                          channel, channels, &ahead)
-                column += NR
-            block += per_block
+        run_blocks(task, NULL, channel, channels, &ahead)
+        channel += channels
+
+
+cdef void run_banded_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
+    """The same from bands; a full tile has `tile_rows` rows of outputs."""
+    cdef const Geometry* g = task.geometry
+    cdef Band band = shape_band(g, task.taps, tile_rows)
+    cdef Py_ssize_t* offsets = <Py_ssize_t*> (<char*> task.panels
+                                              + aligned(band_elements(g, &band) * <Py_ssize_t> sizeof(real)))
+    cdef Py_ssize_t channel = 0, channels
+    cdef Py_ssize_t row = task.first_pixel % plane_size(g) // g.out_size[2]
+    cdef const real* image = task.input + task.first_pixel // plane_size(g) * g.in_image
+    cdef Ahead ahead
+    list_offsets(g, task.taps, &band, offsets)
+    task.offsets = offsets
+    while channel < g.channels:
+        channels = smaller(g.depth_block, g.channels - channel)
+        fill_band(g, &band, image + channel * g.in_channel, row, tile_rows - task.pixels // g.out_size[2],
+                  channels, task.panels)
+        look_ahead(task, g.channels, &ahead)
+        run_blocks(task, &band, channel, channels, &ahead)
         channel += channels
 
 
@@ -347,16 +434,20 @@ cdef void run_unit(const Task* base, const Partition* p, Py_ssize_t unit, Py_ssi
     task.last_block = base.first_block + (span + 1) * blocks // p.spans
     task.first_block += span * blocks // p.spans
     task.panels = <real*> scratch
-    task.sums = <real*> (scratch + panels_size(g, p))
-    task.runs = <Run*> (scratch + panels_size(g, p) + sums_size(g, p))
-    if task.first_block < task.last_block:
+    task.sums = <real*> (scratch + panels_size(g, task.taps, p))
+    task.runs = <Run*> (scratch + panels_size(g, task.taps, p) + sums_size(g, p))
+    if task.first_block >= task.last_block:
+        return
+    if g.bands:
+        run_banded_task(&task, p.tile_pixels // g.out_size[2])
+    else:
         run_task(&task)
 
 
 cdef void run_all(const Task* base, int threads, char* scratch) noexcept nogil:
     cdef Partition p = cut(base.geometry, threads)
     cdef Py_ssize_t units = base.geometry.groups * p.segments * p.tiles * p.spans
-    cdef Py_ssize_t size = thread_size(base.geometry, &p), unit
+    cdef Py_ssize_t size = thread_size(base.geometry, base.taps, &p), unit
     cdef unsigned int mode = 0
     if threads == 1 or units == 1:
         mode = flush_denormals()
@@ -426,11 +517,11 @@ cdef Py_ssize_t packed_size(const Geometry* g, Py_ssize_t blocks) noexcept nogil
     return aligned(g.groups * g.channels * g.taps * smaller(blocks * MR, g.rows) * <Py_ssize_t> sizeof(real))
 
 
-def workspace_bytes(cnp.ndarray geometry, int source, bint prepared, int threads, Py_ssize_t pack_limit):
+def workspace_bytes(cnp.ndarray geometry, cnp.ndarray taps, int source, bint prepared, int threads, Py_ssize_t pack_limit):
     """Bytes that `conv` needs beside its operands."""
     cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometry)
     cdef Partition p = cut(g, threads)
-    cdef Py_ssize_t size = thread_size(g, &p) * threads + 64
+    cdef Py_ssize_t size = thread_size(g, <const Tap*> cnp.PyArray_DATA(taps), &p) * threads + 64
     if source == PACKED and not prepared:
         size += packed_size(g, blocks_within(g, pack_limit))
     return size

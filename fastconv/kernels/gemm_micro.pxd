@@ -4,7 +4,8 @@
 
 for i < rows <= MR and j < width = vectors * VL <= NR. `start` is a matrix, a bias a row, or zero.
 b is packed: `width` values a step. a is read in place, or packed with a_row = 1. A fused tile reads b
-from an image of row stride `image_row` and packs it into `b` on the way, for the tiles that follow.
+from an image of row stride `image_row` and packs it into `b` on the way, for the tiles that follow. A
+banded tile finds row k of b at b + offsets[k].
 Every sum runs over k in ascending order, whatever the tile: a result does not depend on the tiling.
 """
 
@@ -38,6 +39,7 @@ cdef struct Tile:
     real* b
     const real* image            # fused tiles only
     Py_ssize_t image_row
+    const Py_ssize_t* offsets    # banded tiles only
     Ahead* ahead
     const real* start            # NULL: begin at the bias, or at zero
     Py_ssize_t start_row
@@ -49,7 +51,14 @@ cdef struct Tile:
     bint stream                  # write past the caches: every row of `out` on a vec's boundary
 
 
-cdef inline void tile(const int rows, const int vectors, const bint packed, const bint fused,
+# How a tile finds b.
+cdef enum Right:
+    PANEL
+    FUSED
+    BANDED
+
+
+cdef inline void tile(const int rows, const int vectors, const bint packed, const Right right,
                       Tile* t) noexcept nogil:
     cdef vec[MR][NV] acc
     cdef vec[NV] b
@@ -59,8 +68,8 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
     cdef Py_ssize_t a_step = t.a_step if packed else 1
     cdef Py_ssize_t depth = t.depth
     cdef const real* a_next = t.a
-    cdef const real* b_next = t.image if fused else t.b
-    cdef Py_ssize_t b_step = t.image_row if fused else vectors * VL
+    cdef const real* b_next = t.image if right == FUSED else t.b
+    cdef Py_ssize_t b_step = t.image_row if right == FUSED else vectors * VL
     cdef real* b_kept = t.b
     cdef const real* line = t.ahead.line
     cdef Py_ssize_t line_step = t.ahead.step, left = t.ahead.left
@@ -84,9 +93,11 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
         if left == 0:
             line += t.ahead.jump
             left = t.ahead.lines
+        if right == BANDED:
+            b_next = t.b + t.offsets[k]
         for j in range(vectors):
             b[j] = vload(b_next + j * VL)
-            if fused:
+            if right == FUSED:
                 prefetch_near(b_next + AHEAD * b_step + j * VL)
                 vstore(b_kept + j * VL, b[j])
         for i in range(rows):
@@ -119,12 +130,17 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
 
 
 cdef inline void tile_of_height(const int rows, const bint packed, int vectors, Tile* t) noexcept nogil:
-    if t.image != NULL:
-        tile(rows, 2, packed, True, t)
+    if packed and t.offsets != NULL:
+        if vectors == 2:
+            tile(rows, 2, True, BANDED, t)
+        else:
+            tile(rows, 1, True, BANDED, t)
+    elif t.image != NULL:
+        tile(rows, 2, packed, FUSED, t)
     elif vectors == 2:
-        tile(rows, 2, packed, False, t)
+        tile(rows, 2, packed, PANEL, t)
     else:
-        tile(rows, 1, packed, False, t)
+        tile(rows, 1, packed, PANEL, t)
 
 
 cdef inline void micro_kernel(const bint packed, int rows, int vectors, Tile* t) noexcept nogil:

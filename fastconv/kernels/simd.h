@@ -192,6 +192,90 @@ static inline __attribute__((always_inline)) void vtranspose(vec *rows) {
     FC_EXCHANGE(rows, 1)
 }
 
+/* Integers in lanes as wide as `real`, and which lanes a comparison holds for. */
+typedef __typeof__(((vec){0} < (vec){0})[0]) lane;
+typedef lane ivec __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(lane)), may_alias));
+static inline ivec iload(const lane *p) { return *(const ivec *)p; }
+static inline void istore(lane *p, ivec v) { *(ivec *)p = v; }
+static inline ivec iset1(lane x) { return x - (ivec){0}; }
+static inline ivec iadd(ivec a, ivec b) { return a + b; }
+static inline vec vdiv(vec a, vec b) { return a / b; }
+
+/* vmax: the larger, NaN where either is NaN. vbeats(x, best): is x larger than best, or the first NaN?
+ * vselect, iselect: a where the mask holds, else b. vadd_where: sum + x where it holds, else sum. */
+#if defined(__AVX512F__)
+#define FC_BY_WIDTH(four, eight) (sizeof(real) == 4 ? (four) : (eight))
+typedef unsigned short vmask;
+static inline vmask vbeats(vec x, vec best) {
+    if (sizeof(real) == 4)
+        return _mm512_mask_cmp_ps_mask(_mm512_cmp_ps_mask((__m512)best, (__m512)best, _CMP_ORD_Q),
+                                       (__m512)x, (__m512)best, _CMP_NLE_UQ);
+    return _mm512_mask_cmp_pd_mask(_mm512_cmp_pd_mask((__m512d)best, (__m512d)best, _CMP_ORD_Q),
+                                   (__m512d)x, (__m512d)best, _CMP_NLE_UQ);
+}
+static inline vec vmax(vec a, vec b) {
+    if (sizeof(real) == 4)
+        return (vec)_mm512_mask_max_ps((__m512)a, _mm512_cmp_ps_mask((__m512)a, (__m512)a, _CMP_ORD_Q),
+                                       (__m512)a, (__m512)b);
+    return (vec)_mm512_mask_max_pd((__m512d)a, _mm512_cmp_pd_mask((__m512d)a, (__m512d)a, _CMP_ORD_Q),
+                                   (__m512d)a, (__m512d)b);
+}
+static inline vmask iequal(ivec a, ivec b) {
+    return FC_BY_WIDTH(_mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b),
+                       _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b));
+}
+static inline ivec imax(ivec a, ivec b) {
+    return FC_BY_WIDTH((ivec)_mm512_max_epi32((__m512i)a, (__m512i)b),
+                       (ivec)_mm512_max_epi64((__m512i)a, (__m512i)b));
+}
+static inline ivec iselect(vmask m, ivec a, ivec b) {
+    return FC_BY_WIDTH((ivec)_mm512_mask_mov_epi32((__m512i)b, m, (__m512i)a),
+                       (ivec)_mm512_mask_mov_epi64((__m512i)b, (__mmask8)m, (__m512i)a));
+}
+static inline vec vselect(vmask m, vec a, vec b) { return (vec)iselect(m, (ivec)a, (ivec)b); }
+static inline vec vadd_where(vmask m, vec sum, vec x) {
+    return FC_BY_WIDTH((vec)_mm512_mask_add_ps((__m512)sum, m, (__m512)sum, (__m512)x),
+                       (vec)_mm512_mask_add_pd((__m512d)sum, (__mmask8)m, (__m512d)sum, (__m512d)x));
+}
+#else
+typedef ivec vmask;
+static inline ivec iselect(vmask m, ivec a, ivec b) {
+#if FC_VECTOR_BYTES == 32
+    return (ivec)_mm256_blendv_epi8((__m256i)b, (__m256i)a, (__m256i)m);
+#else
+    return (m & a) | (~m & b);
+#endif
+}
+static inline vec vselect(vmask m, vec a, vec b) { return (vec)iselect(m, (ivec)a, (ivec)b); }
+static inline vmask vbeats(vec x, vec best) { return ~(vmask)(x <= best) & (vmask)(best == best); }
+static inline vmask iequal(ivec a, ivec b) { return (vmask)(a == b); }
+static inline ivec imax(ivec a, ivec b) { return iselect((vmask)(a > b), a, b); }
+static inline vec vadd_where(vmask m, vec sum, vec x) { return sum + (vec)(m & (ivec)x); }
+static inline vec vmax(vec a, vec b) {
+    vmask missing = (vmask)(a != a); /* all bits set are a NaN */
+#if FC_VECTOR_BYTES == 32
+    vec larger = sizeof(real) == 4 ? (vec)_mm256_max_ps((__m256)a, (__m256)b)
+                                   : (vec)_mm256_max_pd((__m256d)a, (__m256d)b);
+#elif FC_VECTOR_BYTES == 16 && defined(__SSE2__)
+    vec larger = sizeof(real) == 4 ? (vec)_mm_max_ps((__m128)a, (__m128)b)
+                                   : (vec)_mm_max_pd((__m128d)a, (__m128d)b);
+#else
+    vec larger = vselect((vmask)(a > b), a, b);
+#endif
+    return (vec)((vmask)larger | missing);
+}
+#endif
+
+/* Lanes of a and b in turn: the first 2 VL of a[0], b[0], a[1], b[1], ... are low, then high. */
+static inline vec vzip_low(vec a, vec b) {
+#define FC_ZIP_LOW(j) ((j) / 2 + ((j) & 1) * VL)
+    return FC_SHUFFLE(a, b, FC_ZIP_LOW);
+}
+static inline vec vzip_high(vec a, vec b) {
+#define FC_ZIP_HIGH(j) (VL / 2 + (j) / 2 + ((j) & 1) * VL)
+    return FC_SHUFFLE(a, b, FC_ZIP_HIGH);
+}
+
 /* Denormal operands and results cost a microcode assist each: workers flush them to zero and hand
  * the caller's floating-point mode back. */
 #if defined(__x86_64__)

@@ -32,5 +32,26 @@ cdef extern from "simd.h" nogil:
     void prefetch_far(const real* p) noexcept
     void vtranspose(vec* rows) noexcept
 
+    ctypedef int lane  # as wide as real
+    ctypedef struct ivec:
+        pass
+    ctypedef struct vmask:
+        pass
+
+    ivec iload(const lane* p) noexcept
+    void istore(lane* p, ivec v) noexcept
+    ivec iset1(lane x) noexcept
+    ivec iadd(ivec a, ivec b) noexcept
+    ivec imax(ivec a, ivec b) noexcept
+    ivec iselect(vmask m, ivec a, ivec b) noexcept
+    vmask iequal(ivec a, ivec b) noexcept
+    vmask vbeats(vec x, vec best) noexcept
+    vec vselect(vmask m, vec a, vec b) noexcept
+    vec vadd_where(vmask m, vec total, vec x) noexcept
+    vec vmax(vec a, vec b) noexcept
+    vec vdiv(vec a, vec b) noexcept
+    vec vzip_low(vec a, vec b) noexcept
+    vec vzip_high(vec a, vec b) noexcept
+
     unsigned int flush_denormals() noexcept
     void restore_denormals(unsigned int mode) noexcept

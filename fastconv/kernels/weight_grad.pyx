@@ -206,6 +206,7 @@ cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, real* p
     tile.a_step = 1
     tile.bias = NULL
     tile.image = NULL
+    tile.offsets = NULL
     tile.ahead = &ahead
     tile.relu = tile.stream = False
     tile.start_row = tile.out_row = sums_stride

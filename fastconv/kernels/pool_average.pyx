@@ -1,0 +1,235 @@
+"""Average pooling and its gradient, by lines.
+
+    out[o] = sum over taps t of in[o * stride + t * dilation - before] / divisor[o]
+    grad_input[i] = sum over the windows o that hold i of grad_output[o] / divisor[o], in the order of o
+
+in[...] is 0 in the padding; divisor[o] = divisor_d * divisor_h * divisor_w, one factor an axis. Rows are
+summed first, then along the width; the gradient goes the same way, phase by phase of the stride.
+"""
+
+cimport numpy as cnp
+from cython.parallel cimport parallel, prange, threadid
+from libc.string cimport memset
+
+from fastconv.kernels.pool cimport (
+    Band, Lines, PoolGeometry, band_of, bands_of, carve, carve_lines, fill, in_row, list_rows, out_row,
+    prepare_lines, reduce_rows, split_phases, window_rows,
+)
+from fastconv.kernels.pool_grad cimport (
+    Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
+)
+from fastconv.kernels.simd cimport (
+    VL, flush_denormals, real, restore_denormals, vdiv, vec, vload, vload_first, vmul, vset1, vstore, vstore_first,
+)
+
+
+cdef struct Task:
+    const PoolGeometry* geometry
+    const real* divisors         # [out depth], [out height], [out width * inner], one after the other
+    const real* source           # forward: the input; backward: grad_output
+    real* to
+    bint backward
+    Py_ssize_t bands
+
+
+# Scratch of one thread. The ring holds rows of grad_output over their divisors, one for each window
+# over a row of the input; held[slot] is the output row in a slot.
+cdef struct Scratch:
+    Lines lines
+    Joint joint
+    real* scaled                 # [slots][width of the output]
+    Py_ssize_t* held
+    const real** rows            # [slots]
+    real* total                  # [pitch]: sum of the rows, between margins of zeros
+    const real** terms           # [kernel width]
+    Py_ssize_t slots
+
+
+cdef Py_ssize_t layout(const PoolGeometry* g, bint backward, char* memory, Scratch* s) noexcept nogil:
+    cdef char* start = memory
+    cdef Py_ssize_t item = sizeof(real), pointer = sizeof(void*)
+    if not backward:
+        carve_lines(g, &memory, &s.lines)
+        return memory - start
+    carve_joint(g, &memory, &s.joint)
+    s.slots = s.joint.ring[0] * s.joint.ring[1]
+    s.scaled = <real*> carve(&memory, s.slots * out_row(g) * item)
+    s.held = <Py_ssize_t*> carve(&memory, s.slots * <Py_ssize_t> sizeof(Py_ssize_t))
+    s.rows = <const real**> carve(&memory, window_rows(g) * pointer)
+    s.total = <real*> carve(&memory, s.joint.pitch * item)
+    s.terms = <const real**> carve(&memory, g.kernel[2] * pointer)
+    return memory - start
+
+
+cdef void prepare(const PoolGeometry* g, bint backward, char* memory) noexcept nogil:
+    cdef Scratch s
+    layout(g, backward, memory, &s)
+    if backward:
+        prepare_joint(g, &s.joint)
+        fill(s.total, 0, s.joint.pitch)
+    else:
+        prepare_lines(g, 0, &s.lines)
+
+
+cdef void divide(const Task* task, Py_ssize_t depth, Py_ssize_t height, const real* source, real* to) noexcept nogil:
+    """One row of the output over its divisors; `to` may be `source`."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef const real* columns = task.divisors + g.out_size[0] + g.out_size[1]
+    cdef vec row = vset1(task.divisors[depth] * task.divisors[g.out_size[0] + height])
+    cdef Py_ssize_t width = out_row(g), i = 0
+    while i + VL <= width:
+        vstore(to + i, vdiv(vload(source + i), vmul(row, vload(columns + i))))
+        i += VL
+    if i < width:
+        vstore_first(to + i, width - i, vdiv(vload_first(source + i, width - i),
+                                             vmul(row, vload_first(columns + i, width - i))))
+
+
+cdef void forward_band(const Task* task, const Band* band, const Lines* lines) noexcept nogil:
+    cdef const PoolGeometry* g = task.geometry
+    cdef const real* plane = task.source + band.plane * g.in_size[0] * g.in_size[1] * in_row(g)
+    cdef real* out = task.to + (band.plane * g.out_size[0] + band.depth) * g.out_size[1] * out_row(g)
+    cdef real* inside = lines.line + g.before[2] * g.inner
+    cdef real* row
+    cdef Py_ssize_t height, count
+    for height in range(band.first, band.last):
+        count = list_rows(g, plane, band.depth, height, lines.rows)
+        row = out + height * out_row(g)
+        if count == 0:
+            memset(row, 0, out_row(g) * sizeof(real))
+            continue
+        reduce_rows(False, lines.rows, count, inside, in_row(g))
+        split_phases(g, lines)
+        reduce_rows(False, lines.taps, g.kernel[2], row, out_row(g))
+        divide(task, band.depth, height, row, row)
+
+
+cdef Py_ssize_t list_windows(const Task* task, const Band* band, Py_ssize_t height, const Scratch* s) noexcept nogil:
+    """The rows of windows over one row of the input, in their order; those the ring lacks are divided."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t depth, row, slot, count = 0
+    cdef Py_ssize_t first = first_window(g, 1, height), last = last_window(g, 1, height)
+    for depth in range(first_window(g, 0, band.depth), last_window(g, 0, band.depth)):
+        if tap_of(g, 0, band.depth, depth) < 0:
+            continue
+        for row in range(first, last):
+            if tap_of(g, 1, height, row) < 0:
+                continue
+            slot = (depth & (s.joint.ring[0] - 1)) * s.joint.ring[1] + (row & (s.joint.ring[1] - 1))
+            s.rows[count] = s.scaled + slot * out_row(g)
+            if s.held[slot] != depth * g.out_size[1] + row:
+                s.held[slot] = depth * g.out_size[1] + row
+                divide(task, depth, row,
+                       task.source + ((band.plane * g.out_size[0] + depth) * g.out_size[1] + row) * out_row(g),
+                       <real*> s.rows[count])
+            count += 1
+    return count
+
+
+cdef Py_ssize_t list_terms(const Scratch* s, Py_ssize_t phase, Py_ssize_t shift) noexcept nogil:
+    cdef Py_ssize_t first = s.joint.starts[phase], count = s.joint.starts[phase + 1] - first, t
+    for t in range(count):
+        s.terms[t] = s.total + s.joint.left + s.joint.offsets[first + t] + shift
+    return count
+
+
+cdef void sum_terms(const real** terms, Py_ssize_t count, real* to, Py_ssize_t width) noexcept nogil:
+    if count == 0:
+        memset(to, 0, width * sizeof(real))
+    else:
+        reduce_rows(False, terms, count, to, width)
+
+
+cdef void backward_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
+    cdef const PoolGeometry* g = task.geometry
+    cdef real* to = task.to + (band.plane * g.in_size[0] + band.depth) * g.in_size[1] * in_row(g)
+    cdef Py_ssize_t height, phase, count, slot
+    cdef real* row
+    for slot in range(s.slots):
+        s.held[slot] = -1
+    for height in range(band.first, band.last):
+        row = to + height * in_row(g)
+        count = list_windows(task, band, height, s)
+        sum_terms(s.rows, count, s.total + s.joint.left, out_row(g))
+        if g.stride[2] == 1:
+            count = list_terms(s, 0, g.before[2] * g.inner)
+            sum_terms(s.terms, count, row, in_row(g))
+            continue
+        for phase in range(g.stride[2]):
+            count = list_terms(s, phase, 0)
+            sum_terms(s.terms, count, s.joint.phases + phase * s.joint.width, s.joint.width)
+        join_phases(g, &s.joint, row)
+
+
+cdef const Py_ssize_t* cut_size(const Task* task) noexcept nogil:
+    """Size of the array that is written, whose rows the threads share out."""
+    if task.backward:
+        return &task.geometry.in_size[0]
+    return &task.geometry.out_size[0]
+
+
+cdef void run_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
+    cdef const PoolGeometry* g = task.geometry
+    cdef Scratch s
+    cdef Band band = band_of(unit, cut_size(task), task.bands)
+    layout(g, task.backward, memory, &s)
+    if task.backward:
+        backward_band(task, &band, &s)
+    else:
+        forward_band(task, &band, &s.lines)
+
+
+cdef void run_all(Task* task, int threads, char* memory) noexcept nogil:
+    cdef const PoolGeometry* g = task.geometry
+    cdef const Py_ssize_t* cut = cut_size(task)
+    cdef Scratch s
+    cdef Py_ssize_t size = layout(g, task.backward, memory, &s), unit, units
+    cdef unsigned int mode = 0
+    cdef int thread
+    task.bands = bands_of(g.planes * cut[0], cut[1], threads)
+    units = g.planes * cut[0] * task.bands
+    for thread in range(threads):
+        prepare(g, task.backward, memory + thread * size)
+    if threads == 1:
+        mode = flush_denormals()
+        for unit in range(units):
+            run_unit(task, unit, memory)
+        restore_denormals(mode)
+        return
+    with parallel(num_threads=threads):
+        mode = flush_denormals()
+        for unit in prange(units, schedule="static"):
+            run_unit(task, unit, memory + threadid() * size)
+        restore_denormals(mode)
+
+
+def thread_bytes(cnp.ndarray geometry, bint is_backward):
+    """Bytes of workspace that a call needs for each thread."""
+    cdef Scratch s
+    return layout(<const PoolGeometry*> cnp.PyArray_DATA(geometry), is_backward, NULL, &s)
+
+
+cdef call(cnp.ndarray geometry, cnp.ndarray divisors, cnp.ndarray source, cnp.ndarray to, bint is_backward,
+          cnp.ndarray workspace, int threads):
+    cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
+    cdef Task task
+    task.geometry = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
+    task.divisors = <const real*> cnp.PyArray_DATA(divisors)
+    task.source = <const real*> cnp.PyArray_DATA(source)
+    task.to = <real*> cnp.PyArray_DATA(to)
+    task.backward = is_backward
+    memory += -<Py_ssize_t> memory & 63
+    with nogil:
+        run_all(&task, threads, memory)
+
+
+def forward(cnp.ndarray geometry, cnp.ndarray divisors, cnp.ndarray input, cnp.ndarray out,
+            cnp.ndarray workspace, int threads):
+    """The average of every window."""
+    call(geometry, divisors, input, out, False, workspace, threads)
+
+
+def backward(cnp.ndarray geometry, cnp.ndarray divisors, cnp.ndarray grad_output, cnp.ndarray grad_input,
+             cnp.ndarray workspace, int threads):
+    """Writes every element of `grad_input`."""
+    call(geometry, divisors, grad_output, grad_input, True, workspace, threads)

@@ -1,0 +1,170 @@
+"""How the indices of maximum pooling are stored, and how they are read back.
+
+Kernels count taps: code = (d * kernel_h + h) * kernel_w + w, one lane each. In memory an index is such a
+code in 8, 16 or 32 bits, or the flat position of the tap in its plane, which is
+
+    position = row_position + pixel * stride + taps[code].position
+
+where row_position is that of the first tap of the row's first window; it may lie in the padding, and so
+be negative. Indices that come from outside are checked: a code that is no tap of its window inside the
+input becomes -1, and is counted.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+
+from fastconv.kernels.gemm_pack cimport larger, smaller
+from fastconv.kernels.pool cimport PoolGeometry, ceil_div, first_tap, last_tap, out_row
+from fastconv.kernels.simd cimport lane
+
+
+# The values of fastconv.pool.INDEX_KINDS.
+cdef enum IndexKind:
+    NO_INDEX = 0
+    CODE_8 = 1
+    CODE_16 = 2
+    CODE_32 = 3
+    FLAT = 4
+
+
+# A tap of a window, from the window's first: along each axis, and in the plane. fastconv.pool.TAP.
+cdef struct Tap:
+    Py_ssize_t[3] offset
+    Py_ssize_t position
+
+
+cdef inline void store_positions(const PoolGeometry* g, const lane* codes, Py_ssize_t position,
+                                 const Tap* taps, int64_t* to) noexcept nogil:
+    cdef Py_ssize_t pixel, i
+    for pixel in range(g.out_size[2]):
+        for i in range(pixel * g.inner, (pixel + 1) * g.inner):
+            to[i] = position + taps[codes[i]].position
+        position += g.stride[2]
+
+
+cdef inline void store_indices(const PoolGeometry* g, IndexKind kind, const lane* codes, Py_ssize_t position,
+                               const Tap* taps, void* indices, Py_ssize_t row) noexcept nogil:
+    """One row of codes -> row `row` of the output, counted over all planes; `position`: row_position."""
+    cdef Py_ssize_t width = out_row(g), i
+    cdef uint8_t* to_8 = <uint8_t*> indices + row * width
+    cdef uint16_t* to_16 = <uint16_t*> indices + row * width
+    cdef uint32_t* to_32 = <uint32_t*> indices + row * width
+    if kind == CODE_8:
+        for i in range(width):
+            to_8[i] = <uint8_t> codes[i]
+    elif kind == CODE_16:
+        for i in range(width):
+            to_16[i] = <uint16_t> codes[i]
+    elif kind == CODE_32:
+        for i in range(width):
+            to_32[i] = <uint32_t> codes[i]
+    else:
+        store_positions(g, codes, position, taps, <int64_t*> indices + row * width)
+
+
+cdef inline Py_ssize_t tap_at(const PoolGeometry* g, int axis, Py_ssize_t output, Py_ssize_t position) noexcept nogil:
+    """The tap of window `output` that lies at `position`, or -1."""
+    cdef Py_ssize_t tap = position + g.before[axis] - output * g.stride[axis]
+    if g.dilation[axis] > 1:
+        if tap % g.dilation[axis]:
+            return -1
+        tap = tap // g.dilation[axis]
+    return tap if 0 <= tap < g.kernel[axis] else -1
+
+
+cdef inline Py_ssize_t load_positions(const PoolGeometry* g, const int64_t* positions, Py_ssize_t depth,
+                                      Py_ssize_t height, lane* codes) noexcept nogil:
+    """Positions -> codes; returns how many are none of their window's.
+
+    Quotients are computed in double precision, exact for positions below 2^50.
+    """
+    cdef Py_ssize_t plane = g.in_size[1] * g.in_size[2], pixel, i, position, row, d, h, w, bad = 0
+    cdef Py_ssize_t deep = g.in_size[0] > 1
+    cdef double per_row = 1.0 / g.in_size[2], per_plane = 1.0 / plane
+    for pixel in range(g.out_size[2]):
+        for i in range(pixel * g.inner, (pixel + 1) * g.inner):
+            position = positions[i]
+            codes[i] = -1
+            if position < 0 or position >= g.in_size[0] * plane:
+                bad += 1
+                continue
+            row = <Py_ssize_t> ((position + 0.5) * per_row)
+            d = <Py_ssize_t> ((position + 0.5) * per_plane) if deep else 0
+            w = tap_at(g, 2, pixel, position - row * g.in_size[2])
+            h = tap_at(g, 1, height, row - d * g.in_size[1])
+            d = tap_at(g, 0, depth, d)
+            if w < 0 or h < 0 or d < 0:
+                bad += 1
+            else:
+                codes[i] = <lane> ((d * g.kernel[1] + h) * g.kernel[2] + w)
+    return bad
+
+
+cdef inline bint whole(const PoolGeometry* g, int axis, Py_ssize_t output) noexcept nogil:
+    """Are all taps of this window inside the input?"""
+    return first_tap(g, axis, output) == 0 and last_tap(g, axis, output) == g.kernel[axis]
+
+
+cdef inline Py_ssize_t check_pixels(const PoolGeometry* g, const Tap* taps, Py_ssize_t depth, Py_ssize_t height,
+                                    Py_ssize_t first, Py_ssize_t last, lane* codes) noexcept nogil:
+    """Refuses the codes of pixels first .. last - 1 whose tap lies in the padding."""
+    cdef Py_ssize_t d = depth * g.stride[0] - g.before[0], h = height * g.stride[1] - g.before[1]
+    cdef Py_ssize_t depths = g.in_size[0], rows = g.in_size[1], columns = g.in_size[2]
+    cdef Py_ssize_t w, pixel, i, bad = 0
+    cdef const Tap* tap
+    for pixel in range(first, last):
+        w = pixel * g.stride[2] - g.before[2]
+        for i in range(pixel * g.inner, (pixel + 1) * g.inner):
+            if codes[i] < 0:
+                continue
+            tap = taps + codes[i]
+            if not (0 <= w + tap.offset[2] < columns and 0 <= h + tap.offset[1] < rows
+                    and 0 <= d + tap.offset[0] < depths):
+                codes[i] = -1
+                bad += 1
+    return bad
+
+
+cdef inline Py_ssize_t check_codes(const PoolGeometry* g, const Tap* taps, Py_ssize_t depth, Py_ssize_t height,
+                                   lane* codes) noexcept nogil:
+    """Replaces codes that are no tap inside the input by -1; returns how many there were.
+
+    Pixels first .. last - 1 have windows that lie inside along the width.
+    """
+    cdef Py_ssize_t pixels = g.out_size[2], i, bad = 0
+    cdef lane count = <lane> (g.kernel[0] * g.kernel[1] * g.kernel[2])
+    cdef Py_ssize_t first = smaller(ceil_div(g.before[2], g.stride[2]), pixels)
+    cdef Py_ssize_t room = g.in_size[2] + g.before[2] - (g.kernel[2] - 1) * g.dilation[2] - 1
+    cdef Py_ssize_t last = smaller(room // g.stride[2] + 1, pixels) if room >= 0 else 0
+    for i in range(out_row(g)):
+        bad += codes[i] < 0 or codes[i] >= count
+    if bad:
+        for i in range(out_row(g)):
+            if codes[i] >= count:
+                codes[i] = -1
+    if not (whole(g, 0, depth) and whole(g, 1, height)):
+        first = last = pixels
+    bad += check_pixels(g, taps, depth, height, 0, first, codes)
+    return bad + check_pixels(g, taps, depth, height, larger(last, first), pixels, codes)
+
+
+cdef inline Py_ssize_t load_indices(const PoolGeometry* g, IndexKind kind, bint trusted, const void* indices,
+                                    const Tap* taps, Py_ssize_t plane, Py_ssize_t depth, Py_ssize_t height,
+                                    lane* codes) noexcept nogil:
+    """One row of indices -> codes; returns how many are invalid, and does not look unless untrusted."""
+    cdef Py_ssize_t width = out_row(g), i
+    cdef Py_ssize_t at = ((plane * g.out_size[0] + depth) * g.out_size[1] + height) * width
+    cdef const uint8_t* from_8 = <const uint8_t*> indices + at
+    cdef const uint16_t* from_16 = <const uint16_t*> indices + at
+    cdef const uint32_t* from_32 = <const uint32_t*> indices + at
+    if kind == FLAT:
+        return load_positions(g, <const int64_t*> indices + at, depth, height, codes)
+    if kind == CODE_8:
+        for i in range(width):
+            codes[i] = from_8[i]
+    elif kind == CODE_16:
+        for i in range(width):
+            codes[i] = from_16[i]
+    else:
+        for i in range(width):
+            codes[i] = <lane> from_32[i]
+    return 0 if trusted else check_codes(g, taps, depth, height, codes)

@@ -1,0 +1,291 @@
+"""The gradient of maximum pooling.
+
+    grad_input[i] = sum of grad_output[o] over the windows o whose index is i, in the order of o
+
+Small windows: each row of the input gathers from the rows of windows that it lies in, comparing codes
+tap by tap, phase by phase of the stride, and is written once. Large windows: each output adds its
+gradient where its index says, into a band of rows that starts as zeros. Either way a thread owns the
+rows that it writes, and every element is summed in the order of the outputs.
+"""
+
+cimport numpy as cnp
+from cython.parallel cimport parallel, prange, threadid
+from libc.string cimport memcpy, memset
+
+from fastconv.kernels.pool cimport (
+    Band, PoolGeometry, band_of, bands_of, carve, in_row, out_row, window_rows,
+)
+from fastconv.kernels.pool_grad cimport (
+    Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
+)
+from fastconv.kernels.pool_index cimport IndexKind, Tap, load_indices
+from fastconv.kernels.simd cimport (
+    VL, flush_denormals, iequal, iload, iset1, lane, real, restore_denormals, vadd_where, vec, vload, vstore,
+    vstore_first, vzero,
+)
+
+
+cdef struct Task:
+    const PoolGeometry* geometry
+    const real* grad_output
+    const void* indices
+    IndexKind kind
+    bint trusted                 # indices come from the forward kernel, not from outside
+    bint gather
+    const Tap* taps
+    real* grad_input
+    Py_ssize_t outputs           # elements of grad_output
+    Py_ssize_t bands
+
+
+# A term of the gather: add grads[i] where codes[i] == code.
+cdef struct Term:
+    const real* grads
+    const lane* codes
+    lane code
+
+
+# Scratch of one thread. The ring holds rows of the output, one for each window over a row of the
+# input, with margins of code -1. held[slot] is the output row in a slot.
+cdef struct Scratch:
+    Joint joint
+    real* grads                  # [slots][pitch]
+    lane* codes                  # [slots][pitch]
+    const real** sources         # [slots]: in grads or in place
+    Py_ssize_t* held
+    Term* rows                   # of the row at hand: taps in the first column of the kernel
+    Term* terms
+    Py_ssize_t slots
+
+
+cdef Py_ssize_t layout(const PoolGeometry* g, bint gathers, char* memory, Scratch* s) noexcept nogil:
+    """Lays the scratch out from `memory` on; returns its size. Scattering needs one row of codes."""
+    cdef char* start = memory
+    cdef Py_ssize_t item = sizeof(real)
+    if not gathers:
+        s.codes = <lane*> carve(&memory, out_row(g) * item)
+        return memory - start
+    carve_joint(g, &memory, &s.joint)
+    s.slots = s.joint.ring[0] * s.joint.ring[1]
+    s.grads = <real*> carve(&memory, s.slots * s.joint.pitch * item)
+    s.codes = <lane*> carve(&memory, s.slots * s.joint.pitch * item)
+    s.sources = <const real**> carve(&memory, s.slots * <Py_ssize_t> sizeof(void*))
+    s.held = <Py_ssize_t*> carve(&memory, s.slots * <Py_ssize_t> sizeof(Py_ssize_t))
+    s.rows = <Term*> carve(&memory, window_rows(g) * <Py_ssize_t> sizeof(Term))
+    s.terms = <Term*> carve(&memory, window_rows(g) * g.kernel[2] * <Py_ssize_t> sizeof(Term))
+    return memory - start
+
+
+cdef void prepare(const PoolGeometry* g, char* memory) noexcept nogil:
+    cdef Scratch s
+    cdef Py_ssize_t i
+    layout(g, True, memory, &s)
+    prepare_joint(g, &s.joint)
+    for i in range(s.slots * s.joint.pitch):
+        s.grads[i] = 0
+        s.codes[i] = -1
+
+
+cdef Py_ssize_t load_row(const Task* task, Py_ssize_t plane, Py_ssize_t depth, Py_ssize_t row, const Scratch* s,
+                         Py_ssize_t slot) noexcept nogil:
+    """Fills a slot of the ring; returns the number of invalid indices.
+
+    The margins are read, and masked by their codes: a gradient row is read in place wherever what lies
+    beside it is also part of grad_output, and copied elsewhere.
+    """
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t at = ((plane * g.out_size[0] + depth) * g.out_size[1] + row) * out_row(g)
+    cdef real* copy = s.grads + slot * s.joint.pitch + s.joint.left
+    if at >= s.joint.left and at + s.joint.pitch <= task.outputs:
+        s.sources[slot] = task.grad_output + at
+    else:
+        memcpy(copy, task.grad_output + at, out_row(g) * sizeof(real))
+        s.sources[slot] = copy
+    return load_indices(g, task.kind, task.trusted, task.indices, task.taps, plane, depth, row,
+                        s.codes + slot * s.joint.pitch + s.joint.left)
+
+
+cdef Py_ssize_t list_windows(const Task* task, const Band* band, Py_ssize_t height, const Scratch* s,
+                             Py_ssize_t* bad) noexcept nogil:
+    """The rows of windows over one row of the input, in their order; those the ring lacks are loaded."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t depth, row, slot, d, h, count = 0
+    cdef Py_ssize_t first = first_window(g, 1, height), last = last_window(g, 1, height)
+    for depth in range(first_window(g, 0, band.depth), last_window(g, 0, band.depth)):
+        d = tap_of(g, 0, band.depth, depth)
+        for row in range(first, last):
+            h = tap_of(g, 1, height, row)
+            if d < 0 or h < 0:
+                continue
+            slot = (depth & (s.joint.ring[0] - 1)) * s.joint.ring[1] + (row & (s.joint.ring[1] - 1))
+            s.rows[count].codes = s.codes + slot * s.joint.pitch + s.joint.left
+            s.rows[count].code = <lane> ((d * g.kernel[1] + h) * g.kernel[2])
+            if s.held[slot] != depth * g.out_size[1] + row:
+                s.held[slot] = depth * g.out_size[1] + row
+                bad[0] += load_row(task, band.plane, depth, row, s, slot)
+            s.rows[count].grads = s.sources[slot]
+            count += 1
+    return count
+
+
+cdef Py_ssize_t list_terms(const Scratch* s, Py_ssize_t rows, Py_ssize_t phase, Py_ssize_t shift) noexcept nogil:
+    """The terms of one phase of a row, from `shift` elements into it."""
+    cdef Py_ssize_t r, t, at, count = 0
+    cdef Term* term
+    for r in range(rows):
+        for t in range(s.joint.starts[phase], s.joint.starts[phase + 1]):
+            at = s.joint.offsets[t] + shift
+            term = s.terms + count
+            term.grads = s.rows[r].grads + at
+            term.codes = s.rows[r].codes + at
+            term.code = s.rows[r].code + <lane> s.joint.taps[t]
+            count += 1
+    return count
+
+
+cdef inline void gather_count(const Term* terms, Py_ssize_t count, real* to, Py_ssize_t width) noexcept nogil:
+    cdef Py_ssize_t i, t
+    cdef Term[4] few  # unlike `terms`, no store can change these
+    cdef vec total
+    if count <= 4:
+        for t in range(count):
+            few[t] = terms[t]
+        terms = few
+    i = 0
+    while i < width:
+        total = vzero()
+        for t in range(count):
+            total = vadd_where(iequal(iload(terms[t].codes + i), iset1(terms[t].code)), total,
+                               vload(terms[t].grads + i))
+        if i + VL <= width:
+            vstore(to + i, total)
+        else:
+            vstore_first(to + i, width - i, total)
+        i += VL
+
+
+cdef void gather(const Term* terms, Py_ssize_t count, real* to, Py_ssize_t width) noexcept nogil:
+    """to[i] = sum of terms[t].grads[i] over those t with codes[i] == code, in order."""
+    if count == 1:
+        gather_count(terms, 1, to, width)
+    elif count == 2:
+        gather_count(terms, 2, to, width)
+    elif count == 4:
+        gather_count(terms, 4, to, width)
+    else:
+        gather_count(terms, count, to, width)
+
+
+cdef Py_ssize_t gather_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t height, rows, phase, count, slot, bad = 0
+    cdef real* to = task.grad_input + ((band.plane * g.in_size[0] + band.depth) * g.in_size[1]) * in_row(g)
+    for slot in range(s.slots):
+        s.held[slot] = -1
+    for height in range(band.first, band.last):
+        rows = list_windows(task, band, height, s, &bad)
+        if g.stride[2] == 1:
+            count = list_terms(s, rows, 0, g.before[2] * g.inner)
+            gather(s.terms, count, to + height * in_row(g), in_row(g))
+            continue
+        for phase in range(g.stride[2]):
+            count = list_terms(s, rows, phase, 0)
+            gather(s.terms, count, s.joint.phases + phase * s.joint.width, s.joint.width)
+        join_phases(g, &s.joint, to + height * in_row(g))
+    return bad
+
+
+cdef void scatter_row(const Task* task, const lane* codes, const real* grads, Py_ssize_t position,
+                      Py_ssize_t first, Py_ssize_t last, real* plane) noexcept nogil:
+    """Adds one row of gradients at those of its indices that lie at positions first .. last - 1."""
+    cdef Py_ssize_t inner = task.geometry.inner, step = task.geometry.stride[2], _, i, to
+    cdef const Tap* taps = task.taps
+    for _ in range(task.geometry.out_size[2]):
+        for i in range(inner):
+            if codes[i] >= 0:
+                to = position + taps[codes[i]].position
+                if first <= to < last:
+                    plane[to * inner + i] += grads[i]
+        position += step
+        codes += inner
+        grads += inner
+
+
+cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
+    """Visits the windows that reach into the band."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t depth, row, first, position, bad = 0
+    cdef real* plane = task.grad_input + band.plane * g.in_size[0] * g.in_size[1] * in_row(g)
+    cdef const real* grads
+    first = (band.depth * g.in_size[1] + band.first) * g.in_size[2]
+    memset(plane + first * g.inner, 0, (band.last - band.first) * in_row(g) * sizeof(real))
+    for depth in range(first_window(g, 0, band.depth), last_window(g, 0, band.depth)):
+        for row in range(first_window(g, 1, band.first), last_window(g, 1, band.last - 1)):
+            bad += load_indices(g, task.kind, task.trusted, task.indices, task.taps, band.plane, depth, row, s.codes)
+            position = ((depth * g.stride[0] - g.before[0]) * g.in_size[1]
+                        + row * g.stride[1] - g.before[1]) * g.in_size[2] - g.before[2]
+            grads = task.grad_output + ((band.plane * g.out_size[0] + depth) * g.out_size[1] + row) * out_row(g)
+            scatter_row(task, s.codes, grads, position, first,
+                        first + (band.last - band.first) * g.in_size[2], plane)
+    return bad
+
+
+cdef Py_ssize_t run_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
+    cdef Scratch s
+    cdef Band band = band_of(unit, task.geometry.in_size, task.bands)
+    layout(task.geometry, task.gather, memory, &s)
+    if task.gather:
+        return gather_band(task, &band, &s)
+    return scatter_band(task, &band, &s)
+
+
+cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
+    cdef const PoolGeometry* g = task.geometry
+    cdef Scratch s
+    cdef Py_ssize_t size = layout(g, task.gather, memory, &s), unit, units, bad = 0
+    cdef unsigned int mode = 0
+    cdef int thread
+    task.bands = bands_of(g.planes * g.in_size[0], g.in_size[1], threads)
+    units = g.planes * g.in_size[0] * task.bands
+    if task.gather:
+        for thread in range(threads):
+            prepare(g, memory + thread * size)
+    if threads == 1:
+        mode = flush_denormals()
+        for unit in range(units):
+            bad += run_unit(task, unit, memory)
+        restore_denormals(mode)
+        return bad
+    with parallel(num_threads=threads):
+        mode = flush_denormals()
+        for unit in prange(units, schedule="static"):
+            bad += run_unit(task, unit, memory + threadid() * size)
+        restore_denormals(mode)
+    return bad
+
+
+def thread_bytes(cnp.ndarray geometry, bint by_gather):
+    """Bytes of workspace that `backward` needs for each thread."""
+    cdef Scratch s
+    return layout(<const PoolGeometry*> cnp.PyArray_DATA(geometry), by_gather, NULL, &s)
+
+
+def backward(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray grad_output, cnp.ndarray indices,
+             int kind, bint trusted, bint by_gather, cnp.ndarray grad_input, cnp.ndarray workspace, int threads):
+    """Writes every element of `grad_input`; returns the number of indices that no window holds."""
+    cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
+    cdef Task task
+    cdef Py_ssize_t bad
+    task.geometry = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
+    task.taps = <const Tap*> cnp.PyArray_DATA(taps)
+    task.grad_output = <const real*> cnp.PyArray_DATA(grad_output)
+    task.outputs = cnp.PyArray_SIZE(grad_output)
+    task.indices = cnp.PyArray_DATA(indices)
+    task.kind = <IndexKind> kind
+    task.trusted = trusted
+    task.gather = by_gather
+    task.grad_input = <real*> cnp.PyArray_DATA(grad_input)
+    memory += -<Py_ssize_t> memory & 63
+    with nogil:
+        bad = run_all(&task, threads, memory)
+    return bad
