@@ -2,14 +2,17 @@
 
 The rooms, from the top; each imports only rooms below it:
 
+    demo, verify, config             python -m fastconv: a CNN that learns, a self-test, the set-up
     interop, inspect, nn, signal     faces and tools built on the public operations
     conv  pool  dense                the public operations: check, plan, allocate, call
     calls                            binds a plan to the kernel entry that carries it out
     plan                             problem + CPU -> frozen Plan: algorithm, blocking, passes
     registry                         the table of kernels
     engine  threads  workspace       which compiled engine, how many threads, whose scratch memory
-    problem                          frozen ConvProblem, PoolProblem: geometry, validation, shapes
-    arrays  im2col                   what arrays are accepted; the textbook form
+    im2col                           the textbook form
+    problem_pool                     frozen PoolProblem: geometry, validation, shapes
+    problem                          frozen ConvProblem, and the shape algebra that both share
+    arrays                           what arrays are accepted
     reference  testing               the float64 oracle; gradcheck for any function of arrays
     kernels/                         all Cython: one .pyx a family, micro-kernels in .pxd, simd.h
     _engines/                        the kernels compiled, once for each (isa, dtype)

@@ -101,19 +101,9 @@ def _gemm(plan: Plan) -> Run:
     return run
 
 
-def _reduction_arguments(plan: Plan) -> tuple[Any, ...]:
-    image, grad = plan.passes
-    cut = plan.reduction
-    assert cut is not None
-    return (
-        image.geometry, image.taps, grad.geometry, grad.taps, cut.grad_is_left, cut.image_whole,
-        cut.grad_whole, cut.segments, cut.chunks, cut.splits,
-    )  # fmt: skip
-
-
 def _gemm_weight_grad(plan: Plan) -> Run:
     kernel = engine.load(plan.dtype).weight_grad
-    fixed = _reduction_arguments(plan)
+    fixed = plan.reduction_arguments
     size = _sized(lambda n: kernel.workspace_bytes(*fixed, n))
 
     def run(x: Array, grad_output: Array, out: Array, threads: int) -> None:
@@ -134,33 +124,6 @@ def bind(plan: Plan) -> Run:
     if plan.flops == 0:
         return _bias_only(plan)
     return _BINDERS[plan.algorithm](plan)
-
-
-def workspace_bytes(plan: Plan, threads: int) -> int:
-    """Bytes beside operands and output that a call of `bind(plan)` uses."""
-    if plan.flops == 0 or plan.algorithm == "direct":
-        return 0
-    p = plan.problem
-    if plan.algorithm == "im2col":
-        matrix = p.batch * p.in_channels * int(np.prod(p.kernel)) * int(np.prod(p.out_size))
-        return matrix * plan.dtype.itemsize
-    kernels = engine.load(plan.dtype)
-    if plan.direction == "weight_grad":
-        return int(kernels.weight_grad.workspace_bytes(*_reduction_arguments(plan), threads))
-    sizes = (
-        int(
-            kernels.gemm.workspace_bytes(
-                step.geometry,
-                step.taps,
-                PACKED if plan.prepared else step.source,
-                plan.prepared,
-                threads,
-                PACK_LIMIT,
-            )
-        )
-        for step in plan.passes
-    )
-    return max(sizes, default=0)
 
 
 def pack(plan: Plan, weight: Array, threads: int) -> Array:

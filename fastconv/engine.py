@@ -76,7 +76,8 @@ def cpu_features() -> frozenset[str]:
 
 def loadable() -> tuple[str, ...]:
     """Engines that are built and that this CPU can run, best first."""
-    return tuple(isa for isa in built() if ENGINES[isa] <= cpu_features())
+    features = cpu_features()
+    return tuple(isa for isa in built() if ENGINES[isa] <= features)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.engine import load
+from fastconv.engine import forget_on_change, load
 from fastconv.problem import ConvProblem
 from fastconv.registry import Kernel, find
 from fastconv.threads import get_num_threads
@@ -36,13 +36,15 @@ IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
 
 _Taps = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # of one axis: indices, offsets
 
-DEPTH_BYTES = 1024  # KC: a row of the depth block, so that a panel of NR columns fits half of L1
+import os
+DEPTH_BYTES = int(os.environ.get("DB","1024"))  # KC: a row of the depth block, so that a panel of NR columns fits half of L1
 SMALL_PLANE = 128  # pixels of an output plane: below it chunks of a weight gradient span images
 SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, where its pixels allow
 SPLIT_PIXELS = 1024  # least pixels of one of them
 STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, without reading them first
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 BAND_FILL = 0.8  # share of a row's vectors that outputs must fill for bands to beat im2col panels
+MOST_PIXELS = int(os.environ.get("MP","512"))  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
@@ -145,9 +147,35 @@ class Plan:
     @property
     def workspace_bytes(self) -> int:
         """Scratch memory of a call with the current number of threads."""
-        from fastconv.calls import workspace_bytes
+        return self.workspace_for(min(get_num_threads(), self.threads))
 
-        return workspace_bytes(self, min(get_num_threads(), self.threads))
+    def workspace_for(self, threads: int) -> int:
+        """Bytes beside operands and output that a call on that many threads uses."""
+        if self.flops == 0 or self.algorithm == "direct":
+            return 0
+        p = self.problem
+        if self.algorithm == "im2col":
+            return p.batch * p.in_channels * prod(p.kernel) * prod(p.out_size) * self.dtype.itemsize
+        kernels = load(self.dtype)
+        if self.direction == "weight_grad":
+            return int(kernels.weight_grad.workspace_bytes(*self.reduction_arguments, threads))
+        return max((self._pass_workspace(step, threads) for step in self.passes), default=0)
+
+    def _pass_workspace(self, step: Pass, threads: int) -> int:
+        source = PACKED if self.prepared else step.source
+        size = load(self.dtype).gemm.workspace_bytes
+        return int(size(step.geometry, step.taps, source, self.prepared, threads, PACK_LIMIT))
+
+    @property
+    def reduction_arguments(self) -> tuple[Any, ...]:
+        """What the entries of kernels/weight_grad.pyx take before the operands."""
+        image, grad = self.passes
+        cut = self.reduction
+        assert cut is not None
+        return (
+            image.geometry, image.taps, grad.geometry, grad.taps, cut.grad_is_left, cut.image_whole,
+            cut.grad_whole, cut.segments, cut.chunks, cut.splits,
+        )  # fmt: skip
 
     def explain(self) -> str:
         """The plan in words: algorithm, why, work, memory, blocking."""
@@ -180,14 +208,16 @@ def _three(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
 
 
 def _blocking(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
-    """KC, MC and NC: a depth block in even parts, the weights' block in a quarter of L2, pixels in a third."""
+    """KC, MC and NC: even parts of the depth, weights in a quarter of L2, pixels and waiting sums in half."""
     taps, channels = int(geometry["taps"]), int(geometry["channels"])
     depth = max(DEPTH_BYTES // dtype.itemsize, 1)
     blocks = max(1, -(-channels * taps // depth))
     geometry["depth_block"] = max(1, -(-channels // blocks))
-    row_bytes = max(1, int(geometry["depth_block"]) * taps * dtype.itemsize)
-    geometry["row_block"] = max(l2_bytes() // 4 // row_bytes, 64)
-    geometry["pixel_block"] = min(max(l2_bytes() // 3 // row_bytes, 64), 512)
+    column_bytes = max(1, int(geometry["depth_block"]) * taps * dtype.itemsize)
+    geometry["row_block"] = max(l2_bytes() // 4 // column_bytes, 64)
+    if blocks > 1:
+        column_bytes += int(geometry["rows"]) * dtype.itemsize
+    geometry["pixel_block"] = min(max(l2_bytes() // 2 // column_bytes, 64), MOST_PIXELS)
 
 
 def _collapse(geometry: np.ndarray[Any, Any], taps: np.ndarray[Any, Any]) -> None:
@@ -406,3 +436,6 @@ def plan_conv(
             return make((image,))
         return make((image, grad), True, _weight_grad_cut(problem, image, grad, dtype))
     return make(*_input_grad_passes(problem, dtype))
+
+
+forget_on_change(plan_conv.cache_clear)  # plans depend on the tile of the engine

@@ -44,8 +44,8 @@ INDEX_KINDS = {
 }
 _FLAT = np.dtype(np.int64)
 
-# Elements read and written for each thread: a second one breaks even at 16,000 (3x3 stride 2, Xeon with
-# AVX-512: 5.8 us on one thread and on two; at 31,000 8.7 and 7.3).
+# Elements read and written for each thread: a second one breaks even at 16,000 (3x3 stride 2, Xeon
+# with AVX-512: 5.8 us on one thread and on two; at 31,000 8.7 and 7.3).
 ELEMENTS_PER_THREAD = 8_192
 # The gradient gathers where windows are small and rows long, and scatters elsewhere. On a Xeon with
 # AVX-512 and one thread, gathering takes 0.6 (2x2 stride 2, rows of 224), 0.85 (3x3 stride 1, 56),
