@@ -3,7 +3,7 @@
 The rooms, from the top; each imports only rooms below it:
 
     demo, verify, config             python -m fastconv: a CNN that learns, a self-test, the set-up
-    interop, inspect, nn, signal     faces and tools built on the public operations
+    demo  verify  config             python -m fastconv: a CNN on digits, every gradient checked, the set-up
     conv  pool  dense                the public operations: check, plan, allocate, call
     calls                            binds a plan to the kernel entry that carries it out
     plan                             problem + CPU -> frozen Plan: algorithm, blocking, passes
@@ -28,22 +28,49 @@ from fastconv.conv import (
     plan_conv2d,
     prepare_conv2d,
 )
+from fastconv.config import show_config
+from fastconv.dense import (
+    LinearGradients,
+    cross_entropy,
+    cross_entropy_backward,
+    linear,
+    linear_backward,
+    relu,
+    relu_backward,
+    softmax,
+    softmax_backward,
+)
 from fastconv.plan import Plan
+from fastconv.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from fastconv.threads import get_num_threads, set_num_threads, threads
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvGradients",
+    "LinearGradients",
     "Plan",
     "PreparedConv2d",
+    "avg_pool2d",
+    "avg_pool2d_backward",
     "conv2d",
     "conv2d_backward",
     "conv2d_input_grad",
     "conv2d_weight_grad",
+    "cross_entropy",
+    "cross_entropy_backward",
     "get_num_threads",
+    "linear",
+    "linear_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
     "plan_conv2d",
     "prepare_conv2d",
+    "relu",
+    "relu_backward",
     "set_num_threads",
+    "show_config",
+    "softmax",
+    "softmax_backward",
     "threads",
 ]

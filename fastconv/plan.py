@@ -36,15 +36,15 @@ IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
 
 _Taps = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # of one axis: indices, offsets
 
-import os
-DEPTH_BYTES = int(os.environ.get("DB","1024"))  # KC: a row of the depth block, so that a panel of NR columns fits half of L1
+DEPTH_BYTES = 1024  # KC: bytes of a column of the depth block; a panel of NR columns then fits L1
+LARGE_L2 = 1 << 20  # from here on panels stream from L2 as fast, and twice the depth halves the waiting sums
 SMALL_PLANE = 128  # pixels of an output plane: below it chunks of a weight gradient span images
 SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, where its pixels allow
 SPLIT_PIXELS = 1024  # least pixels of one of them
 STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, without reading them first
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 BAND_FILL = 0.8  # share of a row's vectors that outputs must fill for bands to beat im2col panels
-MOST_PIXELS = int(os.environ.get("MP","512"))  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
+MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
@@ -210,7 +210,7 @@ def _three(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
 def _blocking(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
     """KC, MC and NC: even parts of the depth, weights in a quarter of L2, pixels and waiting sums in half."""
     taps, channels = int(geometry["taps"]), int(geometry["channels"])
-    depth = max(DEPTH_BYTES // dtype.itemsize, 1)
+    depth = DEPTH_BYTES * (2 if l2_bytes() >= LARGE_L2 else 1) // dtype.itemsize
     blocks = max(1, -(-channels * taps // depth))
     geometry["depth_block"] = max(1, -(-channels // blocks))
     column_bytes = max(1, int(geometry["depth_block"]) * taps * dtype.itemsize)

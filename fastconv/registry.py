@@ -45,23 +45,37 @@ class Kernel:
     supports: Callable[[Any], bool] = _any
 
 
-def _conv(direction: str, algorithm: str, module: str, entry: str, noun: str) -> Kernel:
+def _row(operation: str, direction: str, algorithm: str, module: str, entry: str, noun: str) -> Kernel:
     return Kernel(
-        f"{algorithm}_conv_{direction}", "conv", direction, algorithm, module, entry,
+        f"{algorithm}_{operation}_{direction}", operation, direction, algorithm, module, entry,
         f"tests/test_{noun}.py", f"bench/bench_{noun}.py",
     )  # fmt: skip
 
 
 KERNELS: tuple[Kernel, ...] = (
-    _conv("forward", "gemm", "gemm", "conv", "gemm"),
-    _conv("input_grad", "gemm", "gemm", "conv", "gemm"),
-    _conv("weight_grad", "gemm", "weight_grad", "weight_grad", "weight_grad"),
-    _conv("forward", "direct", "direct", "conv", "direct"),
-    _conv("input_grad", "direct", "direct", "conv", "direct"),
-    _conv("weight_grad", "direct", "direct", "weight_grad", "direct"),
-    _conv("forward", "im2col", "im2col", "forward", "im2col"),
-    _conv("input_grad", "im2col", "im2col", "input_grad", "im2col"),
-    _conv("weight_grad", "im2col", "im2col", "weight_grad", "im2col"),
+    _row("conv", "forward", "gemm", "gemm", "conv", "gemm"),
+    _row("conv", "input_grad", "gemm", "gemm", "conv", "gemm"),
+    _row("conv", "weight_grad", "gemm", "weight_grad", "weight_grad", "weight_grad"),
+    _row("conv", "forward", "direct", "direct", "conv", "direct"),
+    _row("conv", "input_grad", "direct", "direct", "conv", "direct"),
+    _row("conv", "weight_grad", "direct", "direct", "weight_grad", "direct"),
+    _row("conv", "forward", "im2col", "im2col", "forward", "im2col"),
+    _row("conv", "input_grad", "im2col", "im2col", "input_grad", "im2col"),
+    _row("conv", "weight_grad", "im2col", "im2col", "weight_grad", "im2col"),
+    _row("max_pool", "forward", "lines", "pool_max", "forward", "pool"),
+    _row("max_pool", "input_grad", "lines", "pool_max_grad", "backward", "pool"),
+    _row("avg_pool", "forward", "lines", "pool_average", "forward", "pool"),
+    _row("avg_pool", "input_grad", "lines", "pool_average", "backward", "pool"),
+    _row("linear", "forward", "gemm", "gemm", "conv", "dense"),
+    _row("linear", "input_grad", "gemm", "gemm", "conv", "dense"),
+    _row("linear", "weight_grad", "gemm", "gemm", "conv", "dense"),
+    _row("linear", "bias_grad", "lines", "activation", "column_sums", "dense"),
+    _row("relu", "forward", "lines", "activation", "relu", "dense"),
+    _row("relu", "input_grad", "lines", "activation", "relu_backward", "dense"),
+    _row("softmax", "forward", "lines", "activation", "softmax", "dense"),
+    _row("softmax", "input_grad", "lines", "activation", "softmax_backward", "dense"),
+    _row("cross_entropy", "forward", "lines", "activation", "cross_entropy", "dense"),
+    _row("cross_entropy", "input_grad", "lines", "activation", "cross_entropy_backward", "dense"),
 )
 
 
