@@ -265,7 +265,7 @@ def _takes_bands(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
     """Do the outputs of a row fill whole vectors well enough to be read from bands, without im2col?"""
     width = int(geometry["out_size"][2])
     vector = load(dtype).machine.tile()[2]
-    filled = width / (-(-width // vector) * vector)
+    filled = width / max(-(-width // vector) * vector, 1)
     return bool(
         geometry["taps"] > 1
         and geometry["in_size"][0] == geometry["out_size"][0] == 1

@@ -31,7 +31,7 @@ def _affinity() -> int:
 
 def _cgroup_quota() -> int | None:
     """CPUs that the cgroup grants, rounded up, or None without a limit."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         if _CGROUP_V2_QUOTA.exists():
             quota, period = _CGROUP_V2_QUOTA.read_text().split()
         else:

@@ -9,6 +9,7 @@ from fastconv.kernels.simd cimport MR, NR, VL, real, vec, vfma, vload, vset1, vs
 cdef extern from "simd.h" nogil:
     bint cpu_has_avx2() noexcept
     bint cpu_has_avx512() noexcept
+    int openmp_version() noexcept
 
 
 def cpu_features():
@@ -16,6 +17,11 @@ def cpu_features():
     return frozenset(
         name for name, present in (("avx2", cpu_has_avx2()), ("avx512", cpu_has_avx512())) if present
     )
+
+
+def openmp():
+    """The OpenMP standard's date (201511 for 4.5) that the kernels were compiled with, 0 without OpenMP."""
+    return openmp_version()
 
 
 def tile():

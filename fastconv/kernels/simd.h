@@ -300,6 +300,15 @@ static inline unsigned flush_denormals(void) { return 0; }
 static inline void restore_denormals(unsigned mode) { (void)mode; }
 #endif
 
+/* The release date of the OpenMP standard it was compiled with, or 0 without OpenMP. */
+static inline int openmp_version(void) {
+#if defined(_OPENMP)
+    return _OPENMP;
+#else
+    return 0;
+#endif
+}
+
 static inline int cpu_has_avx2(void) {
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

@@ -1,0 +1,176 @@
+"""Implicit GEMM: every edge of its blocking, every way to read the weights."""
+
+import numpy as np
+import pytest
+from conftest import CASES, around, case, check, compute, identical, operands
+
+import fastconv
+from fastconv import calls, engine, plan
+from fastconv.plan import IN_PLACE_COLUMNS, IN_PLACE_ROWS, PACKED
+
+
+def test_rows_around_the_tile(tile, dtype):
+    rows, _, _ = tile
+    for filters in around(rows, 1):
+        for direction in ("forward", "input_grad"):
+            problem = case((1, 3, 5, 6), (filters, 3, 2, 3), padding=1)
+            check(direction, operands(problem, dtype), "gemm")
+
+
+def test_channels_around_the_vector(tile, dtype):
+    _, _, lanes = tile
+    for channels in around(lanes, 1):
+        for direction in ("forward", "input_grad"):
+            problem = case((2, channels, 4, 5), (3, channels, 3, 3), padding=1)
+            check(direction, operands(problem, dtype), "gemm")
+
+
+def test_pixels_around_the_tile(tile, dtype):
+    _, columns, lanes = tile
+    for pixels in around(columns, lanes):
+        for shape in ((1, pixels), (pixels, 1)):
+            for stride in (1, 2):
+                problem = case((1, 2, *shape), (3, 2, 1, 1), stride=stride)
+                check("forward", operands(problem, dtype), "gemm")
+                check("input_grad", operands(problem, dtype), "gemm")
+        problem = case((1, 2, 2, 2 * pixels + 3), (3, 2, 2, 3), stride=(1, 2), padding=1)
+        check("forward", operands(problem, dtype), "gemm")
+
+
+@pytest.mark.parametrize("width", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("batch", [1, 3, 7])
+def test_panels_that_span_rows_and_images(batch, width, isa, dtype):
+    problem = case((batch, 4, width, width), (5, 4, 3, 3), padding=1)
+    check("forward", operands(problem, dtype), "gemm")
+    check("input_grad", operands(problem, dtype), "gemm")
+
+
+DEEP = [
+    case((1, 600, 5, 6), (7, 600, 1, 1)),
+    case((2, 97, 6, 5), (19, 97, 3, 3), padding=1),
+    case((1, 530, 7, 5), (1030, 530, 1, 1), stride=2),
+    case((1, 4, 30, 31), (3, 4, 17, 19)),
+    case((1, 130, 9, 9), (66, 65, 3, 3), groups=2, padding=1, stride=2),
+]
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+@pytest.mark.parametrize("problem", DEEP, ids=str)
+def test_several_blocks_of_the_depth(problem, direction, isa, dtype):
+    check(direction, operands(problem, dtype), "gemm")
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_bias_and_activation_apply_once_over_several_blocks(activation, isa, dtype):
+    data = operands(DEEP[1], dtype)
+    got = compute("forward", data, "gemm", activation=activation)
+    want = compute("forward", data, "direct", activation=activation)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2000 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_many_blocks_of_rows_and_pixels(direction, threads, small_cache, dtype):
+    problem = case((2, 150, 21, 23), (145, 150, 1, 1))
+    blocks = plan.plan_conv(problem.problem, direction, dtype, "gemm").passes[0].geometry
+    assert blocks["row_block"] < 145
+    assert blocks["pixel_block"] < 21 * 23
+    with fastconv.threads(threads):
+        check(direction, operands(problem, dtype), "gemm")
+
+
+# Where the weights are read
+
+
+# reading -> (BAND_FILL, PACK_PIXELS) of the plan, which otherwise chooses by size
+READINGS = {
+    "im2col, weights in place": (2.0, 1 << 62),
+    "im2col, weights packed": (2.0, 0),
+    "bands": (0.0, 1 << 62),
+}
+
+
+@pytest.fixture(params=READINGS.values(), ids=READINGS)
+def reading(request, monkeypatch, isa):
+    """Each way in which the kernel can read its operands, whatever the plan would have chosen."""
+    for name, value in zip(("BAND_FILL", "PACK_PIXELS"), request.param, strict=True):
+        monkeypatch.setattr(plan, name, value)
+    plan.plan_conv.cache_clear()
+    yield
+    plan.plan_conv.cache_clear()
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+@pytest.mark.parametrize("problem", CASES + DEEP, ids=str)
+def test_every_reading(problem, direction, reading, dtype):
+    check(direction, operands(problem, dtype), "gemm")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+@pytest.mark.parametrize("width", [14, 15, 16, 17, 31, 33, 47, 56, 63])
+def test_every_reading_of_wide_rows(width, direction, threads, reading, dtype):
+    with fastconv.threads(threads):
+        for stride in (1, 2):
+            problem = case((2, 12, 6, width), (21, 12, 3, 3), padding=1, stride=stride)
+            check(direction, operands(problem, dtype), "gemm")
+
+
+@pytest.mark.parametrize("problem", [CASES[3], CASES[8], *DEEP[:2]], ids=str)
+def test_prepared_by_every_reading(problem, reading, dtype):
+    data = operands(problem, dtype)
+    operation = fastconv.prepare_conv2d(data.weight, data.bias, algorithm="gemm", **problem.options)
+    for _ in range(2):
+        assert identical(operation(data.input), compute("forward", data, "gemm"))
+
+
+def source_of(problem, direction, dtype):
+    return plan.plan_conv(problem.problem, direction, dtype, "gemm").passes[0].source
+
+
+SOURCES = [
+    (case((2, 37, 9, 8), (41, 37, 3, 3), padding=1), "forward", IN_PLACE_ROWS),
+    (case((2, 37, 9, 8), (41, 37, 1, 1), stride=2), "forward", IN_PLACE_ROWS),
+    (case((2, 36, 9, 8), (44, 9, 2, 3), groups=4), "forward", IN_PLACE_ROWS),
+    (case((2, 37, 9, 8), (41, 37, 1, 1)), "input_grad", IN_PLACE_COLUMNS),
+    (case((2, 36, 9, 8), (44, 9, 1, 1), groups=4), "input_grad", IN_PLACE_COLUMNS),
+    (case((2, 37, 9, 8), (41, 37, 3, 3), padding=1), "input_grad", PACKED),
+    (case((2, 36, 9, 8), (44, 9, 3, 2), groups=4), "input_grad", PACKED),
+    (case((2, 300, 9, 8), (310, 300, 2, 2), stride=2), "input_grad", PACKED),
+]
+
+
+@pytest.mark.parametrize(("problem", "direction", "source"), SOURCES, ids=str)
+def test_every_source_of_weights(problem, direction, source, monkeypatch, isa, dtype):
+    monkeypatch.setattr(plan, "BAND_FILL", 2.0)
+    monkeypatch.setattr(plan, "PACK_PIXELS", 1 << 62)
+    assert source_of(problem, direction, dtype) == source
+    check(direction, operands(problem, dtype), "gemm")
+
+
+PACKED_PROBLEMS = [
+    case((2, 130, 7, 9), (150, 130, 3, 3), padding=1),
+    case((2, 96, 7, 9), (80, 24, 3, 3), groups=4, padding=1, stride=2),
+]
+
+
+@pytest.mark.parametrize("limit", [1, 4096, 100_000])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("problem", PACKED_PROBLEMS, ids=str)
+def test_weights_beyond_the_pack_limit(problem, threads, limit, monkeypatch, isa, dtype):
+    data = operands(problem, dtype)
+    whole = compute("input_grad", data, "gemm")
+    with fastconv.threads(threads), engine.forced(isa):
+        monkeypatch.setattr(calls, "PACK_LIMIT", limit)
+        packed_in_turn = compute("input_grad", data, "gemm")
+        assert identical(packed_in_turn, whole)
+    monkeypatch.undo()
+
+
+def test_pack_limit_bounds_the_workspace(monkeypatch, isa, dtype):
+    problem = PACKED_PROBLEMS[0].problem
+    step = plan.plan_conv(problem, "input_grad", dtype, "gemm")
+    whole = step.workspace_for(1)
+    monkeypatch.setattr(plan, "PACK_LIMIT", 4096)
+    packed = problem.parameters * dtype.itemsize
+    assert whole - step.workspace_for(1) > packed // 2
