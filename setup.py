@@ -30,7 +30,15 @@ KEEP_SYMBOLS = bool(os.environ.get("FASTCONV_SYMBOLS"))  # for profilers and dis
 SCALARS = {"f32": "float", "f64": "double"}
 
 # The straight-line vectoriser would route the micro-kernel's accumulators through the stack.
-OPTIMISE = ["-O3", "-g0", "-fno-tree-slp-vectorize", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+OPTIMISE = [
+    "-O3",
+    "-g0",
+    "-fno-tree-slp-vectorize",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+]
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -106,9 +114,7 @@ class BuildEngines(build_ext):
             source.write_text("#include <Python.h>\nint main(void) { return 0; }\n")
             try:
                 objects = self.compiler.compile([str(source)], output_dir=folder, extra_preargs=flags)
-                self.compiler.link_shared_object(
-                    objects, str(Path(folder, "probe.so")), extra_preargs=flags
-                )
+                self.compiler.link_shared_object(objects, str(Path(folder, "probe.so")), extra_preargs=flags)
             except (CCompilerError, CompileError, ExecError, LinkError, PlatformError):
                 return False
         return True

@@ -21,9 +21,7 @@ BATCHES = (1, 8)
 @pytest.mark.parametrize("layer", LAYERS)
 def bench_weight_grad(benchmark, random_array, operands, layer, batch):
     case, _ = operands(layer, WEIGHT_GRAD)
-    x, g = (
-        random_array(*shape(batch)) for shape in (case.layer.input_shape, case.layer.output_shape)
-    )
+    x, g = (random_array(*shape(batch)) for shape in (case.layer.input_shape, case.layer.output_shape))
     shape, options = case.layer.weight_shape, window_arguments(case.layer)
     gradient = fastconv.conv2d_weight_grad
     benchmark(gradient, x, shape, g, algorithm="gemm", **options)

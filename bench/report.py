@@ -50,9 +50,7 @@ def write(docs: Path) -> int:
     return 0
 
 
-def render(
-    view: str, filters: dict[str, str], files: list[Results], drawn: dict[str, list[Path]]
-) -> str:
+def render(view: str, filters: dict[str, str], files: list[Results], drawn: dict[str, list[Path]]) -> str:
     """One view of each results file that the filters leave cases of."""
     parts = []
     for found in files:

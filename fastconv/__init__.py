@@ -2,7 +2,6 @@
 
 The rooms, from the top; each imports only rooms below it:
 
-    demo, verify, config             python -m fastconv: a CNN that learns, a self-test, the set-up
     demo  verify  config             python -m fastconv: a CNN on digits, every gradient checked, the set-up
     conv  pool  dense                the public operations: check, plan, allocate, call
     calls                            binds a plan to the kernel entry that carries it out
@@ -18,6 +17,7 @@ The rooms, from the top; each imports only rooms below it:
     _engines/                        the kernels compiled, once for each (isa, dtype)
 """
 
+from fastconv.config import show_config
 from fastconv.conv import (
     ConvGradients,
     PreparedConv2d,
@@ -28,7 +28,6 @@ from fastconv.conv import (
     plan_conv2d,
     prepare_conv2d,
 )
-from fastconv.config import show_config
 from fastconv.dense import (
     LinearGradients,
     cross_entropy,

@@ -41,9 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=_at_least_one, default=40, help="passes over the digits")
     demo.add_argument("--seed", type=int, default=0, help="of the split, the weights, the order")
     demo.add_argument("--output", default="fastconv-demo.png", help="where the picture goes")
-    demo.add_argument(
-        "--threads", type=_at_least_one, help="how many; all that are allowed if not given"
-    )
+    demo.add_argument("--threads", type=_at_least_one, help="how many; all that are allowed if not given")
     return parser
 
 

@@ -141,7 +141,5 @@ def bias_grad(grad_output: Array, channels: int, threads: int) -> Array:
     if grad_output.size:
         images = grad_output.shape[0]
         pixels = grad_output.size // (images * channels)
-        engine.load(grad_output.dtype).weight_grad.bias_grad(
-            grad_output, total, images, pixels, threads
-        )
+        engine.load(grad_output.dtype).weight_grad.bias_grad(grad_output, total, images, pixels, threads)
     return total

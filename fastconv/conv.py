@@ -206,9 +206,7 @@ def conv2d(
             return call((input, weight, None), None)
     x = as_operand(input, "input")
     w = as_operand(weight, "weight", x.dtype)
-    call = _forward_call(
-        x, w, stride, padding, dilation, groups, padding_mode, layout, activation, algorithm
-    )
+    call = _forward_call(x, w, stride, padding, dilation, groups, padding_mode, layout, activation, algorithm)
     b = _check_bias(bias, w.shape[0], x.dtype)
     return call((x, w, b), out)
 

@@ -113,9 +113,7 @@ def _new(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return new_array(shape, dtype)
 
 
-def _target(
-    out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], operands: Sequence[Any]
-) -> Array:
+def _target(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], operands: Sequence[Any]) -> Array:
     """The array that a kernel writes: `out` itself where it can, else a new one."""
     if out is not None and is_target(check_out(out, shape, dtype), *operands):
         return out  # type: ignore[no-any-return]
@@ -144,8 +142,7 @@ def _check_linear(input: Any, weight: Any) -> tuple[Array, Array]:
         raise ValueError(f"weight: expected shape (out, in), got {w.shape}")
     if w.shape[1] != x.shape[-1]:
         raise ValueError(
-            f"weight: expected {x.shape[-1]} input features for input of shape {x.shape}, "
-            f"got shape {w.shape}"
+            f"weight: expected {x.shape[-1]} input features for input of shape {x.shape}, got shape {w.shape}"
         )
     return x, w
 
@@ -205,9 +202,7 @@ def linear(
     return _delivered(result, out)
 
 
-def linear_backward(
-    grad_output: Array, input: Array, weight: Array, bias: bool = True
-) -> LinearGradients:
+def linear_backward(grad_output: Array, input: Array, weight: Array, bias: bool = True) -> LinearGradients:
     """Return the gradients of ``<grad_output, linear(input, weight, bias)>``.
 
     Parameters
@@ -243,13 +238,9 @@ def linear_backward(
     samples = prod(x.shape[:-1])
     grad_input, grad_weight = new_array(x.shape, x.dtype), new_array(w.shape, x.dtype)
     rows = _Strides(depth, 1)
-    by_sample = _product(
-        (samples, features, depth), _Strides(features, 1), rows, rows, False, x.dtype
-    )
+    by_sample = _product((samples, features, depth), _Strides(features, 1), rows, rows, False, x.dtype)
     _multiply(by_sample, g, w, None, grad_input)
-    by_feature = _product(
-        (features, samples, depth), _Strides(1, features), rows, rows, False, x.dtype
-    )
+    by_feature = _product((features, samples, depth), _Strides(1, features), rows, rows, False, x.dtype)
     _multiply(by_feature, g, x, None, grad_weight)
     grad_bias = None
     if bias:

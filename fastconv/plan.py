@@ -258,7 +258,7 @@ def _make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dt
     _blocking(geometry, dtype)
     _collapse(geometry, table)
     geometry["bands"] = _takes_bands(geometry, dtype)
-    return Pass(geometry, table, _weight_source(geometry, table))
+    return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
 
 
 def _takes_bands(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
@@ -274,13 +274,20 @@ def _takes_bands(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
     )
 
 
-def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any]) -> int:
-    """Packing a weight costs a fraction of a cycle and pays back with each vector of pixels it meets."""
+def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], itemsize: int) -> int:
+    """Packing a weight costs a fraction of a cycle and pays back with each vector of pixels it meets.
+
+    Weights beyond the limit would be packed in parts, and the image with each part: they stay in place.
+    """
     pixels = int(geometry["batch"]) * int(geometry["out_size"].prod())
     in_order = np.array_equal(table[:, 3], np.arange(len(table)))
+    along = in_order and geometry["weight_channel"] == len(table)
+    weights = int(geometry["groups"] * geometry["rows"] * geometry["channels"]) * len(table)
+    if along and not geometry["bands"] and weights * itemsize > PACK_LIMIT:
+        return IN_PLACE_ROWS
     if pixels >= PACK_PIXELS or geometry["bands"]:
         return PACKED
-    if in_order and geometry["weight_channel"] == len(table):
+    if along:
         return IN_PLACE_ROWS
     if len(table) == 1 and geometry["weight_row"] == 1 and table[0, 3] == 0:
         return IN_PLACE_COLUMNS

@@ -92,8 +92,7 @@ def _taps(p: PoolProblem) -> Array:
 def _divisors(p: PoolProblem, count_include_pad: bool, override: int | None) -> list[Array]:
     """The factors of the divisor for each output along (depth, height, width)."""
     factors = [
-        np.maximum(np.array(p.counts(axis, count_include_pad), np.float64), 1)
-        for axis in range(p.axes)
+        np.maximum(np.array(p.counts(axis, count_include_pad), np.float64), 1) for axis in range(p.axes)
     ]
     if override is not None:
         factors = [np.ones_like(factor) for factor in factors]
@@ -146,11 +145,7 @@ class _MaxCall(_Call):
         width = problem.in_size[-1] * (problem.channels if problem.channels_last else 1)
         self.gather = problem.taps <= GATHER_TAPS and width >= GATHER_WIDTH
         self.index_dtype = np.dtype(
-            np.uint8
-            if problem.taps <= 1 << 8
-            else np.uint16
-            if problem.taps <= 1 << 16
-            else np.uint32
+            np.uint8 if problem.taps <= 1 << 8 else np.uint16 if problem.taps <= 1 << 16 else np.uint32
         )
         self.taps: Array | None = None
         forward, backward = self.kernels.pool_max, self.kernels.pool_max_grad
@@ -216,9 +211,7 @@ class _AverageCall(_Call):
         override: int | None,
     ) -> None:
         super().__init__(problem, dtype)
-        self.divisors = np.concatenate(_divisors(problem, count_include_pad, override)).astype(
-            dtype
-        )
+        self.divisors = np.concatenate(_divisors(problem, count_include_pad, override)).astype(dtype)
         kernel = self.kernels.pool_average
         self.sizes = {
             "forward": kernel.thread_bytes(self.geometry, False),
@@ -239,9 +232,7 @@ class _AverageCall(_Call):
             return
         threads = self.threads()
         workspace = self.workspace(threads, "backward")
-        self.kernels.pool_average.backward(
-            self.geometry, self.divisors, grad_output, out, workspace, threads
-        )
+        self.kernels.pool_average.backward(self.geometry, self.divisors, grad_output, out, workspace, threads)
 
 
 _NO_TAPS = np.zeros(1, TAP)
@@ -299,9 +290,7 @@ def _max_call(
         call = _seen.get(key)
         if call is not None:
             return call  # type: ignore[no-any-return]
-    problem = pool_problem(
-        x.shape, kernel_size, stride, padding, dilation, ceil_mode, layout=layout
-    )
+    problem = pool_problem(x.shape, kernel_size, stride, padding, dilation, ceil_mode, layout=layout)
     call = _bind(_MaxCall, problem, x.dtype)
     if key is not None:
         _remember(key, call)
@@ -328,9 +317,7 @@ def _average_call(
         if call is not None:
             return call  # type: ignore[no-any-return]
     check_flag(count_include_pad, "count_include_pad")
-    problem = pool_problem(
-        shape, kernel_size, stride, padding, dilation, ceil_mode, layout=layout, name=name
-    )
+    problem = pool_problem(shape, kernel_size, stride, padding, dilation, ceil_mode, layout=layout, name=name)
     call = _bind(_AverageCall, problem, dtype, count_include_pad, _check_divisor(divisor_override))
     if key is not None:
         _remember(key, call)
@@ -351,9 +338,7 @@ def _check_divisor(value: Any) -> int | None:
 def _check_grad(grad_output: Any, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> Array:
     array = as_operand(grad_output, "grad_output", dtype)
     if array.shape != shape:
-        raise ValueError(
-            f"grad_output: expected shape {shape}, that of the output, got {array.shape}"
-        )
+        raise ValueError(f"grad_output: expected shape {shape}, that of the output, got {array.shape}")
     return array
 
 
@@ -368,8 +353,7 @@ def _check_indices(indices: Any, call: _MaxCall) -> Array:
         )
     if indices.shape != call.problem.output_shape:
         raise ValueError(
-            f"indices: expected shape {call.problem.output_shape}, that of the output, "
-            f"got {indices.shape}"
+            f"indices: expected shape {call.problem.output_shape}, that of the output, got {indices.shape}"
         )
     return np.require(np.asarray(indices, native), requirements=["C", "A"])
 
@@ -440,9 +424,7 @@ def max_pool2d(
     if return_indices is False:
         return call.write(shape, out, (input, x), lambda target: call.values(x, target))
     if return_indices is not True and return_indices != "window":
-        raise ValueError(
-            f"return_indices: expected False, True or 'window', got {return_indices!r}"
-        )
+        raise ValueError(f"return_indices: expected False, True or 'window', got {return_indices!r}")
     call.window_taps()
     indices = np.empty(shape, _FLAT if return_indices is True else call.index_dtype)
     y = call.write(shape, out, (input, x), lambda target: call.indexed(x, target, indices))
@@ -504,9 +486,7 @@ def max_pool2d_backward(
     if indices is None:
         codes = np.empty(call.problem.output_shape, call.index_dtype)
         call.indexed(x, None, codes)
-        return call.write(
-            shape, out, (grad_output, g), lambda target: call.backward(g, codes, True, target)
-        )
+        return call.write(shape, out, (grad_output, g), lambda target: call.backward(g, codes, True, target))
     checked = _check_indices(indices, call)
     if out is not None:
         check_out(out, shape, x.dtype)
@@ -571,9 +551,7 @@ def avg_pool2d(
         x.shape, x.dtype, kernel_size, stride, padding, ceil_mode, count_include_pad,
         divisor_override, dilation, layout, "input",
     )  # fmt: skip
-    return call.write(
-        call.problem.output_shape, out, (input, x), lambda target: call.forward(x, target)
-    )
+    return call.write(call.problem.output_shape, out, (input, x), lambda target: call.forward(x, target))
 
 
 def avg_pool2d_backward(

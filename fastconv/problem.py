@@ -83,8 +83,7 @@ def resolve_padding(
         return tuple(pads)
     if isinstance(padding, Sequence) and any(isinstance(item, Sequence) for item in padding):
         if len(padding) != axes or any(
-            not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2
-            for item in padding
+            not isinstance(item, Sequence) or isinstance(item, str) or len(item) != 2 for item in padding
         ):
             raise ValueError(
                 f"padding: expected {axes} (before, after) pairs, one a spatial axis, got {padding!r}"
@@ -93,9 +92,7 @@ def resolve_padding(
     return tuple((p, p) for p in per_axis(padding, "padding", axes, smallest=0))
 
 
-def output_size(
-    in_size: int, kernel: int, stride: int, pads: tuple[int, int], dilation: int
-) -> int:
+def output_size(in_size: int, kernel: int, stride: int, pads: tuple[int, int], dilation: int) -> int:
     """Outputs along one axis; 0 or less where the kernel does not fit."""
     return (in_size + sum(pads) - dilation * (kernel - 1) - 1) // stride + 1
 
@@ -263,11 +260,7 @@ def conv_problem(
     if one_of(padding_mode, "padding_mode", PADDING_MODES) != "zeros":
         raise ValueError(f"padding_mode: only 'zeros' is supported so far, got {padding_mode!r}")
     if channels_last:
-        raise ValueError(
-            f"layout: only {LAYOUTS[axes][0]!r} is supported so far, got {LAYOUTS[axes][1]!r}"
-        )
+        raise ValueError(f"layout: only {LAYOUTS[axes][0]!r} is supported so far, got {LAYOUTS[axes][1]!r}")
     in_size = _channels_first(input_shape, channels_last)[2:]
     pads = resolve_padding(padding, in_size, weight_shape[2:], strides, dilations)
-    return _conv_problem(
-        input_shape, weight_shape, strides, pads, dilations, groups, channels_last
-    )
+    return _conv_problem(input_shape, weight_shape, strides, pads, dilations, groups, channels_last)

@@ -76,9 +76,7 @@ class PoolProblem:
         size, dilation = self.in_size[axis], self.dilation[axis]
         low, high = (-before, size + after) if padded else (0, size)
         counts = []
-        for start in range(
-            -before, self.out_size[axis] * self.stride[axis] - before, self.stride[axis]
-        ):
+        for start in range(-before, self.out_size[axis] * self.stride[axis] - before, self.stride[axis]):
             first = max(-(-(low - start) // dilation), 0)
             last = min(-(-(high - start) // dilation), self.kernel[axis])
             counts.append(max(last - first, 0))
@@ -124,10 +122,7 @@ def _pool_problem(
         size + sum(pad) + dilation[axis] * kernel[axis] + stride[axis]
         for axis, (size, pad) in enumerate(zip(sizes, pads, strict=True))
     ]
-    if (
-        prod(problem.output_shape) * 8 > LARGEST
-        or prod(extents) * max(batch * channels, 1) * 8 > LARGEST
-    ):
+    if prod(problem.output_shape) * 8 > LARGEST or prod(extents) * max(batch * channels, 1) * 8 > LARGEST:
         raise ValueError(
             f"input: shape {input_shape} with kernel_size {kernel}, stride {stride}, "
             f"padding {pads} and dilation {dilation} is beyond the address space"

@@ -108,9 +108,7 @@ def conv_weight_grad(input, weight_shape, grad_output, stride=1, padding=0, dila
     stride, padding, dilation = _geometry(len(weight_shape) - 2, stride, padding, dilation)
     positions = _output_shape(input.shape[2:], weight_shape[2:], stride, padding, dilation)
     _check_shape("grad_output", grad_output, (input.shape[0], weight_shape[0], *positions))
-    return _correlate_taps(
-        grad_output, _pad(input, padding), weight_shape, stride, dilation, groups
-    )
+    return _correlate_taps(grad_output, _pad(input, padding), weight_shape, stride, dilation, groups)
 
 
 @_ieee
@@ -121,9 +119,7 @@ def conv_bias_grad(grad_output):
 
 
 @_ieee
-def conv_transpose(
-    input, weight, bias=None, stride=1, padding=0, output_padding=0, dilation=1, groups=1
-):
+def conv_transpose(input, weight, bias=None, stride=1, padding=0, output_padding=0, dilation=1, groups=1):
     """Return the transposed convolution: the adjoint of `conv` in its input, plus a bias.
 
     ``y[n, k, i] = b[k] + sum_{c, o, t: o stride + t dilation - before = i} x[n, c, o] w[c, k, t]``
@@ -146,18 +142,14 @@ def conv_transpose(
     extra = _per_axis(output_padding, weight.ndim - 2)
     canvas = [
         (size - 1) * s + d * (k - 1) + 1 + e
-        for size, k, s, d, e in zip(
-            input.shape[2:], weight.shape[2:], stride, dilation, extra, strict=True
-        )
+        for size, k, s, d, e in zip(input.shape[2:], weight.shape[2:], stride, dilation, extra, strict=True)
     ]
     full = _scatter(input, weight, canvas, stride, dilation, groups)
     return _add_bias(_crop(full, padding), bias)
 
 
 @_ieee
-def conv_transpose_input_grad(
-    input_shape, weight, grad_output, stride=1, padding=0, dilation=1, groups=1
-):
+def conv_transpose_input_grad(input_shape, weight, grad_output, stride=1, padding=0, dilation=1, groups=1):
     """Return the gradient of ``<grad_output, conv_transpose(x, weight)>`` with respect to x.
 
     ``dx[n, c, o] = sum_{k, t} g[n, k, o stride + t dilation - before] w[c, k, t]``, a convolution
@@ -170,9 +162,7 @@ def conv_transpose_input_grad(
 
 
 @_ieee
-def conv_transpose_weight_grad(
-    input, weight_shape, grad_output, stride=1, padding=0, dilation=1, groups=1
-):
+def conv_transpose_weight_grad(input, weight_shape, grad_output, stride=1, padding=0, dilation=1, groups=1):
     """Return the gradient of ``<grad_output, conv_transpose(input, w)>`` with respect to w.
 
     ``dw[c, k, t] = sum_{n, o} x[n, c, o] g[n, k, o stride + t dilation - before]``
@@ -428,10 +418,7 @@ def _groups(weight_shape, groups, channels):
     if filters % groups:
         raise ValueError(f"{filters} filters do not divide into {groups} groups")
     height = filters // groups
-    return [
-        (slice(g * height, (g + 1) * height), slice(g * width, (g + 1) * width))
-        for g in range(groups)
-    ]
+    return [(slice(g * height, (g + 1) * height), slice(g * width, (g + 1) * width)) for g in range(groups)]
 
 
 def _windows(spatial, kernel_size, stride, padding, dilation, ceil_mode):
@@ -466,9 +453,7 @@ def _divisor(cells, padded_count, count_include_pad, divisor_override):
 def _output_shape(spatial, kernel, stride, padding, dilation, ceil_mode=False):
     return tuple(
         output_size(size, k, s, before, after, d, ceil_mode)
-        for size, k, s, (before, after), d in zip(
-            spatial, kernel, stride, padding, dilation, strict=True
-        )
+        for size, k, s, (before, after), d in zip(spatial, kernel, stride, padding, dilation, strict=True)
     )
 
 

@@ -415,9 +415,7 @@ def _checked_cotangent(
     if cotangent.dtype != np.float64:
         raise TypeError(f"grad_output must be float64, got {cotangent.dtype}")
     if cotangent.shape != shape:
-        raise ValueError(
-            f"grad_output must have the shape {shape} of the output, got {cotangent.shape}"
-        )
+        raise ValueError(f"grad_output must have the shape {shape} of the output, got {cotangent.shape}")
     return cotangent
 
 

@@ -87,9 +87,7 @@ def _conv_case(label: str, configuration: str, algorithms: dict[str, str]) -> Ca
             g.sum(axis=(0, 2, 3)),
         )
 
-    return Case(
-        "conv2d", label, function, _draw(input_shape, weight_shape, weight_shape[:1]), gradients
-    )
+    return Case("conv2d", label, function, _draw(input_shape, weight_shape, weight_shape[:1]), gradients)
 
 
 def _algorithm_cases() -> Iterator[Case]:

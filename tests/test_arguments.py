@@ -124,9 +124,7 @@ def array_functions(name):
     return [(function, name) for function in takers[name]]
 
 
-TAKEN = [
-    pair for name in ("input", "weight", "grad_output", "bias") for pair in array_functions(name)
-]
+TAKEN = [pair for name in ("input", "weight", "grad_output", "bias") for pair in array_functions(name)]
 every_array = pytest.mark.parametrize(("function", "name"), TAKEN)
 
 
@@ -251,17 +249,13 @@ def test_wrong_arguments_of_a_prepared_operation():
         operation(np.zeros((2, 4, 6, 7), np.float32), out=np.zeros((2, 6, 4, 5), np.float32))
 
 
-@pytest.mark.parametrize(
-    "direction", ["", "backward", "FORWARD", None, 0, [], ("forward",)], ids=repr
-)
+@pytest.mark.parametrize("direction", ["", "backward", "FORWARD", None, 0, [], ("forward",)], ids=repr)
 def test_wrong_direction(direction):
     with pytest.raises((TypeError, ValueError), match=r"^direction\b"):
         call("plan_conv2d", direction=direction)
 
 
-@pytest.mark.parametrize(
-    "dtype", [None, "float16", "nonsense", int, ">f4", np.complex128, 5, []], ids=repr
-)
+@pytest.mark.parametrize("dtype", [None, "float16", "nonsense", int, ">f4", np.complex128, 5, []], ids=repr)
 def test_wrong_dtype_of_a_plan(dtype):
     with pytest.raises((TypeError, ValueError), match=r"^dtype\b"):
         call("plan_conv2d", dtype=dtype)
@@ -273,9 +267,7 @@ def test_wrong_prepared(prepared):
         call("plan_conv2d", prepared=prepared)
 
 
-@pytest.mark.parametrize(
-    "bias", [None, 1, "yes", np.zeros(6)], ids=lambda value: type(value).__name__
-)
+@pytest.mark.parametrize("bias", [None, 1, "yes", np.zeros(6)], ids=lambda value: type(value).__name__)
 def test_backward_bias_is_a_bool(bias):
     with pytest.raises(TypeError, match=r"^bias\b"):
         call("conv2d_backward", bias=bias)
@@ -330,9 +322,7 @@ def test_reach_beyond_32_bits(reach, algorithm):
     assert np.count_nonzero(grads.input) == 9
 
 
-@pytest.mark.parametrize(
-    "sizes", [(1, 1, 1, 2**40), (1, 1, 2**20, 2**20), (2**50, 1, 1, 1)], ids=str
-)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 2**40), (1, 1, 2**20, 2**20), (2**50, 1, 1, 1)], ids=str)
 def test_gradients_beyond_memory(sizes):
     """Shapes alone ask for them: they must fail at once, not after a day of planning."""
     k, _, r, s = sizes

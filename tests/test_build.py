@@ -33,9 +33,7 @@ def test_the_users_cpu_may_differ_from_the_builders():
 
 
 def test_numpy_is_all_it_needs():
-    assert [re.match(r"\w+", name).group() for name in PROJECT["project"]["dependencies"]] == [
-        "numpy"
-    ]
+    assert [re.match(r"\w+", name).group() for name in PROJECT["project"]["dependencies"]] == ["numpy"]
     code = (
         "import sys, fastconv\n"
         "import numpy as np\n"
@@ -54,9 +52,7 @@ def test_sources_and_types_are_shipped():
 def test_no_generated_code_in_the_repository():
     if not (CHECKOUT / ".git").exists():
         pytest.skip("not a clone")
-    done = subprocess.run(
-        ["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     tracked = done.stdout.splitlines()
     assert "setup.py" in tracked
     assert [name for name in tracked if name.endswith((".c", ".so", ".o", ".pyd"))] == []
@@ -64,9 +60,7 @@ def test_no_generated_code_in_the_repository():
 
 
 def test_simd_h_is_the_only_c():
-    assert [path.name for path in PACKAGE.rglob("*.[ch]") if "build" not in path.parts] == [
-        "simd.h"
-    ]
+    assert [path.name for path in PACKAGE.rglob("*.[ch]") if "build" not in path.parts] == ["simd.h"]
 
 
 def test_import_is_quick_and_silent():

@@ -58,17 +58,13 @@ def cases(draw):
     most = 34 // groups
 
     def channels():
-        return draw(
-            st.sampled_from([c for c in (1, 2, 3, 5, 7, 8, 9, 13, 15, 17, 31, 33) if c <= most])
-        )
+        return draw(st.sampled_from([c for c in (1, 2, 3, 5, 7, 8, 9, 13, 15, 17, 31, 33) if c <= most]))
 
     def pair(low, high):
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
     kernel, dilation, stride = pair(1, 4), pair(1, 3), pair(1, 3)
-    padding = draw(
-        st.sampled_from(("pairs", "ints", "int", "same", "same_lower", "full", "causal"))
-    )
+    padding = draw(st.sampled_from(("pairs", "ints", "int", "same", "same_lower", "full", "causal")))
     before, after = pair(0, 4), pair(0, 4)
     if padding == "pairs":
         padding = tuple(zip(before, after, strict=True))
@@ -285,9 +281,7 @@ def test_bias_gradient_has_the_same_bits_for_any_number_of_threads(channels, isa
     assert identical(results[0], results[1])
     assert identical(results[0], results[2])
     bound = error_bound(dtype, 5 * 149 * 151)
-    np.testing.assert_allclose(
-        results[0], reference.conv_bias_grad(grad_output), rtol=0, atol=bound
-    )
+    np.testing.assert_allclose(results[0], reference.conv_bias_grad(grad_output), rtol=0, atol=bound)
 
 
 @every_algorithm

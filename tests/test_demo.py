@@ -63,9 +63,7 @@ def test_training_repeats_bit_for_bit(trained, digits):
 
 def test_progress_is_reported(digits):
     seen = []
-    few = digits._replace(
-        train_images=digits.train_images[:64], train_labels=digits.train_labels[:64]
-    )
+    few = digits._replace(train_images=digits.train_images[:64], train_labels=digits.train_labels[:64])
     _, history = demo.train(few, 2, seed=0, watch=seen.append)
     assert seen == history
 

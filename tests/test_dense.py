@@ -213,9 +213,7 @@ def test_exponential_is_within_two_ulp(isa, dtype):
 def test_cross_entropy(shape, reduction, dtype):
     x = 3 * draw(shape, dtype)
     labels = np.random.default_rng(1).integers(0, shape[1], (shape[0], *shape[2:]))
-    expected = (
-        reference.cross_entropy(x, labels, reduction) if x.size or reduction != "none" else []
-    )
+    expected = reference.cross_entropy(x, labels, reduction) if x.size or reduction != "none" else []
     got = cross_entropy(x, labels, reduction)
     assert_close(got, np.reshape(expected, got.shape), dtype, shape[1], scale=4)
     g = draw(labels.shape, dtype, 2) if reduction == "none" else 0.5

@@ -43,9 +43,7 @@ every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 @every_conv_kernel
 @pytest.mark.parametrize("threads", [1, 3])
 @every_problem
-def test_workspace_is_just_large_enough(
-    problem, threads, kernel, junk_scratch, monkeypatch, isa, dtype
-):
+def test_workspace_is_just_large_enough(problem, threads, kernel, junk_scratch, monkeypatch, isa, dtype):
     """Junk in the workspace changes nothing, and the bytes around it stay."""
     skip_unless_supported(kernel, problem)
     monkeypatch.setattr("fastconv.plan.FLOPS_PER_THREAD", 1)  # threads for every problem
@@ -150,9 +148,7 @@ def test_workspace_is_bounded_whatever_the_layer(kernel, threads, batch):
         case((batch, 256, 64, 64), (256, 1, 3, 3), groups=256, padding=1),
     ):
         for dtype in (np.float32, np.float64):
-            step = plan.plan_conv(
-                problem.problem, kernel.direction, np.dtype(dtype), kernel.algorithm
-            )
+            step = plan.plan_conv(problem.problem, kernel.direction, np.dtype(dtype), kernel.algorithm)
             assert step.workspace_for(threads) <= (16 << 20) * threads + (12 << 20)
 
 

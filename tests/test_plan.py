@@ -97,9 +97,7 @@ def test_frozen():
 @every_conv_kernel
 def test_equal_plans_are_found_in_the_cache(kernel):
     assert make(kernel) is make(kernel)
-    other = case(
-        LAYER.input_shape, LAYER.weight_shape, groups=2, stride=(2, 2), padding=((1, 1), (1, 1))
-    )
+    other = case(LAYER.input_shape, LAYER.weight_shape, groups=2, stride=(2, 2), padding=((1, 1), (1, 1)))
     assert make(kernel, other) is make(kernel)
     assert make(kernel, dtype=np.float64) is not make(kernel)
 

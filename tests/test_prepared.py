@@ -61,9 +61,7 @@ def test_packs_the_same_on_any_number_of_threads(threads, isa, dtype):
 def test_later_changes_do_not_reach_it(algorithm, dtype):
     data = operands(WEIGHTS[0], dtype)
     stride, padding = [1, 1], [[1, 1], [1, 1]]
-    operation = fastconv.prepare_conv2d(
-        data.weight, data.bias, stride, padding, algorithm=algorithm
-    )
+    operation = fastconv.prepare_conv2d(data.weight, data.bias, stride, padding, algorithm=algorithm)
     want = compute("forward", data, algorithm)
     data.weight[...] = np.nan
     data.bias[...] = np.nan
@@ -85,10 +83,7 @@ def test_out(isa, dtype):
     [
         copy.copy,
         copy.deepcopy,
-        *(
-            lambda op, p=p: pickle.loads(pickle.dumps(op, p))
-            for p in range(2, pickle.HIGHEST_PROTOCOL + 1)
-        ),
+        *(lambda op, p=p: pickle.loads(pickle.dumps(op, p)) for p in range(2, pickle.HIGHEST_PROTOCOL + 1)),
     ],
 )
 @pytest.mark.parametrize("used", [False, True])
@@ -139,10 +134,7 @@ def test_any_kind_of_integer(integer, dtype):
 def test_many_threads_share_one(dtype, rng):
     data = operands(WEIGHTS[4], dtype)
     inputs = [rng.standard_normal((1, 48, 5 + i, 9)).astype(dtype) for i in range(16)]
-    want = [
-        fastconv.conv2d(x, data.weight, data.bias, algorithm="gemm", **data.case.options)
-        for x in inputs
-    ]
+    want = [fastconv.conv2d(x, data.weight, data.bias, algorithm="gemm", **data.case.options) for x in inputs]
     operation = prepare(data, algorithm="gemm")
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(operation, inputs))

@@ -84,11 +84,7 @@ def test_output_size(arguments, expected):
 def test_output_size_counts_windows(kernel, dilation, stride):
     for size, before, after in itertools.product(range(9), range(3), range(3)):
         extent = dilation * (kernel - 1) + 1
-        whole = [
-            s
-            for s in range(0, size + before + after, stride)
-            if s + extent <= size + before + after
-        ]
+        whole = [s for s in range(0, size + before + after, stride) if s + extent <= size + before + after]
         got = reference.output_size(size, kernel, stride, before, after, dilation)
         assert got == len(whole)
 
@@ -153,8 +149,7 @@ def test_conv_is_a_product_of_windows(stride):
 def test_groups_are_separate_convolutions():
     x, w, b = normal(2, 6, 7, 5), normal(9, 2, 3, 3, seed=1), normal(9, seed=2)
     parts = [
-        reference.conv(x[:, 2 * g : 2 * g + 2], w[3 * g : 3 * g + 3], b[3 * g : 3 * g + 3])
-        for g in range(3)
+        reference.conv(x[:, 2 * g : 2 * g + 2], w[3 * g : 3 * g + 3], b[3 * g : 3 * g + 3]) for g in range(3)
     ]
     np.testing.assert_allclose(reference.conv(x, w, b, groups=3), np.concatenate(parts, axis=1))
 
@@ -183,9 +178,7 @@ def test_hand_worked_convolution():
     w = np.array([[1, 0], [0, -1]])[None, None]
     np.testing.assert_array_equal(reference.conv(x, w)[0, 0], [[-4, -4], [-4, -4]])
     np.testing.assert_array_equal(reference.conv(x, w, [5])[0, 0], [[1, 1], [1, 1]])
-    np.testing.assert_array_equal(
-        reference.conv(x, w, [3], activation="relu")[0, 0], np.zeros((2, 2))
-    )
+    np.testing.assert_array_equal(reference.conv(x, w, [3], activation="relu")[0, 0], np.zeros((2, 2)))
     np.testing.assert_array_equal(
         reference.conv(x, w, stride=2, padding=[(1, 0), (0, 1)])[0, 0], [[-2, 0], [-4, 6]]
     )
@@ -206,17 +199,11 @@ def test_hand_worked_transposed_convolution():
     """2 x 2 to 4 x 4: every input element stamps the kernel, two apart, and stamps add up."""
     x = np.array([[1, 2], [3, 4]])[None, None]
     got = reference.conv_transpose(x, np.ones((1, 1, 2, 2)), stride=2)
-    np.testing.assert_array_equal(
-        got[0, 0], [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
-    )
+    np.testing.assert_array_equal(got[0, 0], [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]])
     got = reference.conv_transpose(x, np.ones((1, 1, 3, 3)), stride=2, padding=[(0, 1), (0, 1)])
-    np.testing.assert_array_equal(
-        got[0, 0], [[1, 1, 3, 2], [1, 1, 3, 2], [4, 4, 10, 6], [3, 3, 7, 4]]
-    )
+    np.testing.assert_array_equal(got[0, 0], [[1, 1, 3, 2], [1, 1, 3, 2], [4, 4, 10, 6], [3, 3, 7, 4]])
     got = reference.conv_transpose(x, np.ones((1, 1, 3, 3)))
-    np.testing.assert_array_equal(
-        got[0, 0], [[1, 3, 3, 2], [4, 10, 10, 6], [4, 10, 10, 6], [3, 7, 7, 4]]
-    )
+    np.testing.assert_array_equal(got[0, 0], [[1, 3, 3, 2], [4, 10, 10, 6], [4, 10, 10, 6], [3, 7, 7, 4]])
 
 
 def test_output_padding_and_dilation_of_transposed_convolution():
@@ -360,9 +347,7 @@ def test_hand_worked_pools():
     np.testing.assert_array_equal(output[0, 0], [[4, 5], [9, 8]])
     np.testing.assert_array_equal(indices[0, 0], [[4, 7], [12, 11]])
     grad = reference.max_pool_backward([[[[1, 2], [3, 4]]]], indices, x.shape)
-    np.testing.assert_array_equal(
-        grad[0, 0], [[0, 0, 0, 0], [1, 0, 0, 2], [0, 0, 0, 4], [3, 0, 0, 0]]
-    )
+    np.testing.assert_array_equal(grad[0, 0], [[0, 0, 0, 0], [1, 0, 0, 2], [0, 0, 0, 4], [3, 0, 0, 0]])
     np.testing.assert_array_equal(reference.avg_pool(x, 2)[0, 0], [[2.5, 2], [5.75, 7.75]])
 
 
@@ -559,9 +544,7 @@ def test_infinities_and_nan_propagate_without_warnings():
     assert np.isnan(reference.conv_weight_grad(x, (1, 1, 6), [[[0.0]]])[0, 0, 0])
     assert np.isnan(reference.conv_bias_grad(x))
     # Padding is zeros that are multiplied like any other element: 0 * inf is NaN.
-    np.testing.assert_array_equal(
-        reference.conv([[[1.0]]], [[[INF, 1.0]]], padding=[(1, 0)]), [[[NAN]]]
-    )
+    np.testing.assert_array_equal(reference.conv([[[1.0]]], [[[INF, 1.0]]], padding=[(1, 0)]), [[[NAN]]])
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 4, 4), (2, 2, 0, 4), (2, 0, 4, 4)])

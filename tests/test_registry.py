@@ -34,7 +34,10 @@ def test_its_entry_exists_in_every_engine(row, dtype):
 def test_it_has_a_test_and_a_benchmark(row, kind):
     path = CHECKOUT / getattr(row, kind)
     assert path.is_file(), f"{row.id} names {path.name}"
-    assert row.algorithm in path.read_text(), f"{path.name} does not mention {row.algorithm}"
+    # Where an operation has one algorithm alone, nobody names it: its operation will do.
+    rivals = {other.algorithm for other in KERNELS if other.operation == row.operation}
+    word = row.algorithm if len(rivals) > 1 else row.operation
+    assert word in path.read_text(), f"{path.name} does not mention {word}"
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -45,9 +48,7 @@ def test_every_public_algorithm_is_a_row(direction):
         fastconv.plan_conv2d((1, 1, 3, 3), (1, 1, 3, 3), algorithm="none such", direction=direction)
     for algorithm in ("auto", *rows):
         assert repr(algorithm) in str(raised.value)
-        plan = fastconv.plan_conv2d(
-            (1, 8, 9, 9), (8, 8, 3, 3), algorithm=algorithm, direction=direction
-        )
+        plan = fastconv.plan_conv2d((1, 8, 9, 9), (8, 8, 3, 3), algorithm=algorithm, direction=direction)
         assert plan.algorithm in rows
         assert callable(calls.bind(plan))
 

@@ -30,9 +30,7 @@ ENGINE_ONLY = ("kernels", "_engines")  # reached through fastconv.engine alone
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_engines" not in path.parts)
 SOURCES = sorted((PACKAGE / "kernels").glob("*.p[yx][xd]"))
-every_module = pytest.mark.parametrize(
-    "path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE))
-)
+every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 every_source = pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 
 
@@ -121,9 +119,7 @@ def test_shared_functions_are_inline(path):
 def test_kernels_share_no_definitions_by_other_means(path):
     """One source for all engines: no included files, no compile-time conditions, no fused types."""
     text = path.read_text()
-    assert (
-        re.findall(r"^\s*(?:include\s+[\"']|DEF\s|IF\s|ctypedef fused)", text, re.MULTILINE) == []
-    )
+    assert re.findall(r"^\s*(?:include\s+[\"']|DEF\s|IF\s|ctypedef fused)", text, re.MULTILINE) == []
 
 
 @pytest.mark.parametrize(
@@ -137,8 +133,6 @@ def test_a_kernel_module_has_no_interface_for_others(path):
 def test_functions_of_kernels_need_no_interpreter(path):
     """cdef functions with pointers are noexcept nogil."""
     text = re.sub(r"\\\n|\n(?=\s{8,})", " ", path.read_text())
-    for line in re.findall(
-        r"^cdef (?:inline )?(?!struct|enum|extern|class)\w.*\).*:$", text, re.MULTILINE
-    ):
+    for line in re.findall(r"^cdef (?:inline )?(?!struct|enum|extern|class)\w.*\).*:$", text, re.MULTILINE):
         if "cnp.ndarray" not in line and "*" in line:
             assert "noexcept nogil:" in line, line

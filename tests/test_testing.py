@@ -129,9 +129,7 @@ def test_reused_output_buffer():
 
 def test_same_seed_same_result():
     def cubed(rng):
-        return gradcheck(
-            lambda x: x**3, X, lambda g, x: 3 * g * x**2, max_elements=5, rng=rng
-        ).max_errors
+        return gradcheck(lambda x: x**3, X, lambda g, x: 3 * g * x**2, max_elements=5, rng=rng).max_errors
 
     assert cubed(None) == cubed(None) == cubed(0) == cubed(np.random.default_rng(0))
     assert cubed(1) != cubed(2)

@@ -174,9 +174,7 @@ def test_the_smallest_limit_counts(machine):
     assert machine(v2="900000 100000") == 5
 
 
-@pytest.mark.parametrize(
-    ("value", "count"), [("7", 7), ("100", 100), ("none", 3), ("99999999999", 1024)]
-)
+@pytest.mark.parametrize(("value", "count"), [("7", 7), ("100", 100), ("none", 3), ("99999999999", 1024)])
 def test_fastconv_num_threads_overrides(machine, value, count):
     got = machine(v2="300000 100000", OMP_NUM_THREADS="5", FASTCONV_NUM_THREADS=value)
     assert got == count

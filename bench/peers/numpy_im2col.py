@@ -27,9 +27,7 @@ def prepare(case: Case, arrays: Arrays) -> Callable[[], np.ndarray]:
         return lambda: (kernels @ columns(x, layer)).reshape(output_shape)
     grad_rows = grad_output.reshape(split)
     transposed = (0, 1, 3, 2)
-    return lambda: (
-        (grad_rows @ columns(x, layer).transpose(transposed)).sum(0).reshape(layer.weight_shape)
-    )
+    return lambda: (grad_rows @ columns(x, layer).transpose(transposed)).sum(0).reshape(layer.weight_shape)
 
 
 def columns(x: np.ndarray, layer: Layer) -> np.ndarray:

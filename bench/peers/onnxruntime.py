@@ -53,9 +53,7 @@ def start_session(model: bytes, threads: int) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def run_on_arrays(
-    session: onnxruntime.InferenceSession, arrays: Arrays
-) -> Callable[[], np.ndarray]:
+def run_on_arrays(session: onnxruntime.InferenceSession, arrays: Arrays) -> Callable[[], np.ndarray]:
     feed = {"x": arrays.input}
     return lambda: session.run(None, feed)[0]
 
