@@ -4,9 +4,11 @@ FASTCONV_ENGINES=avx2,avx512 limits a developer's build to some engines (wide: t
 AVX2 instructions, for tests on machines without AVX-512). FASTCONV_SYMBOLS=1 keeps the symbols.
 """
 
+import contextlib
 import copy
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -118,6 +120,17 @@ class BuildEngines(build_ext):
             except (CCompilerError, CompileError, ExecError, LinkError, PlatformError):
                 return False
         return True
+
+    def run(self) -> None:
+        """Builds; and leaves the engines in the checkout too, where `python -m fastconv` looks first."""
+        super().run()
+        if not self.inplace:
+            for extension in self.extensions:
+                built = Path(self.get_ext_fullpath(extension.name))
+                folder = Path(*extension.name.split(".")[:-1])
+                with contextlib.suppress(OSError):  # a read-only checkout is no reason to fail
+                    folder.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(built, folder / built.name)
 
     def copy_extensions_to_source(self) -> None:
         for extension in self.extensions:

@@ -45,6 +45,7 @@ STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, wit
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 BAND_FILL = 0.8  # share of a row's vectors that outputs must fill for bands to beat im2col panels
 MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
+BAND_BYTES = 1 << 20  # the largest band of a thread
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
@@ -257,17 +258,25 @@ def _make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dt
     geometry["stream"] = outputs * dtype.itemsize >= STREAM_BYTES
     _blocking(geometry, dtype)
     _collapse(geometry, table)
-    geometry["bands"] = _takes_bands(geometry, dtype)
+    geometry["bands"] = _takes_bands(geometry, table, dtype)
     return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
 
 
-def _takes_bands(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
-    """Do the outputs of a row fill whole vectors well enough to be read from bands, without im2col?"""
+def _takes_bands(
+    geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]
+) -> bool:
+    """Are outputs to be read from bands: do their rows fill vectors well, and does a band fit the cache?"""
     width = int(geometry["out_size"][2])
     vector = load(dtype).machine.tile()[2]
     filled = width / max(-(-width // vector) * vector, 1)
+    reach = np.ptp(table[:, :3], axis=0) + 1
+    step = geometry["step"]
+    tile_rows = max(int(geometry["pixel_block"]) // max(width, 1), 1)
+    band = int(geometry["depth_block"]) * int((tile_rows - 1) * step[1] + reach[1])
+    band *= int(width * step[2] + reach[2]) * dtype.itemsize
     return bool(
         geometry["taps"] > 1
+        and band <= BAND_BYTES
         and geometry["in_size"][0] == geometry["out_size"][0] == 1
         and geometry["in_axis"][2] == 1
         and filled >= BAND_FILL

@@ -2,7 +2,18 @@
 
 import numpy as np
 import pytest
-from conftest import CASES, around, case, check, compute, identical, operands
+from conftest import (
+    CASES,
+    around,
+    assert_close,
+    case,
+    check,
+    compute,
+    identical,
+    operands,
+    oracle,
+    result_shape,
+)
 
 import fastconv
 from fastconv import calls, engine, plan
@@ -122,6 +133,22 @@ def test_prepared_by_every_reading(problem, reading, dtype):
     operation = fastconv.prepare_conv2d(data.weight, data.bias, algorithm="gemm", **problem.options)
     for _ in range(2):
         assert identical(operation(data.input), compute("forward", data, "gemm"))
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+@pytest.mark.parametrize("problem", [*CASES, DEEP[1]], ids=str)
+def test_results_that_bypass_the_caches(problem, direction, shift, monkeypatch, isa, dtype):
+    """Large outputs are streamed: here every one is, wherever it lies within a cache line."""
+    monkeypatch.setattr(plan, "STREAM_BYTES", 0)
+    plan.plan_conv.cache_clear()
+    data = operands(problem, dtype)
+    shape = result_shape(direction, problem)
+    memory = np.full(int(np.prod(shape)) + shift, np.nan, dtype)
+    out = memory[shift:].reshape(shape)
+    compute(direction, data, "gemm", out=out)
+    assert_close(out, oracle(direction, data), direction, problem)
+    assert np.isnan(memory[:shift]).all()
 
 
 def source_of(problem, direction, dtype):

@@ -10,10 +10,10 @@ the yardstick that the other kernels are tested against.
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange
 
-from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
+from fastconv.kernels.gemm_pack cimport ceil_div, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    VL, flush_denormals, real, restore_denormals, vadd, vec, vfma, vload, vset1, vstore, vsum, vzero,
+    VL, flush_denormals, real, restore_denormals, vec, vfma, vload, vset1, vstore, vsum, vzero,
 )
 
 cdef enum:
@@ -46,7 +46,8 @@ cdef inline Reach reach(const Geometry* g, const Tap* tap, Py_ssize_t d, Py_ssiz
     return r
 
 
-cdef inline void add_scaled(real* to, real factor, const real* source, Py_ssize_t step, Py_ssize_t count) noexcept nogil:
+cdef inline void add_scaled(real* to, real factor, const real* source, Py_ssize_t step,
+                            Py_ssize_t count) noexcept nogil:
     cdef Py_ssize_t i = 0
     cdef vec f = vset1(factor)
     if step == 1:

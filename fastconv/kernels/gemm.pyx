@@ -517,7 +517,8 @@ cdef Py_ssize_t packed_size(const Geometry* g, Py_ssize_t blocks) noexcept nogil
     return aligned(g.groups * g.channels * g.taps * smaller(blocks * MR, g.rows) * <Py_ssize_t> sizeof(real))
 
 
-def workspace_bytes(cnp.ndarray geometry, cnp.ndarray taps, int source, bint prepared, int threads, Py_ssize_t pack_limit):
+def workspace_bytes(cnp.ndarray geometry, cnp.ndarray taps, int source, bint prepared, int threads,
+                    Py_ssize_t pack_limit):
     """Bytes that `conv` needs beside its operands."""
     cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometry)
     cdef Partition p = cut(g, threads)

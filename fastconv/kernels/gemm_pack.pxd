@@ -228,12 +228,12 @@ cdef inline void pack_weights(const Geometry* g, const Tap* taps, const real* we
     """One block of rows, for `channels` channels from `channel` on."""
     cdef Py_ssize_t first = row_start(g, block)
     cdef Py_ssize_t rows = row_start(g, block + 1) - first
-    cdef Py_ssize_t c, t, r
+    cdef Py_ssize_t _c, t, r
     cdef const real* source = weight + first * g.weight_row + channel * g.weight_channel
     if in_order(g, taps):
         interleave(source, g.weight_row, rows, channels * g.taps, to)
         return
-    for c in range(channels):
+    for _c in range(channels):
         for t in range(g.taps):
             if g.weight_row == 1:
                 copy_row(to, source + taps[t].weight, rows)

@@ -37,10 +37,10 @@ cdef real fma_chains(Py_ssize_t iterations) noexcept nogil:
     cdef vec[CHAINS] chain
     cdef vec factor = vset1(<real> 0.5), term = vset1(<real> 1)
     cdef int j
-    cdef Py_ssize_t i
+    cdef Py_ssize_t _i
     for j in range(CHAINS):
         chain[j] = vset1(<real> j)
-    for i in range(iterations):
+    for _i in range(iterations):
         for j in range(CHAINS):
             chain[j] = vfma(chain[j], factor, term)
     for j in range(1, CHAINS):
@@ -50,9 +50,9 @@ cdef real fma_chains(Py_ssize_t iterations) noexcept nogil:
 
 def fma_peak(int threads, Py_ssize_t iterations):
     """Runs independent chains of multiply-adds on each thread; returns the floating-point operations done."""
-    cdef int thread
+    cdef int _thread
     cdef real total = 0
-    for thread in prange(threads, num_threads=threads, nogil=True, schedule="static", chunksize=1):
+    for _thread in prange(threads, num_threads=threads, nogil=True, schedule="static", chunksize=1):
         total += fma_chains(iterations)
     if total != total:
         raise ArithmeticError("the multiply-add chains diverged")

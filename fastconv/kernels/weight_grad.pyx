@@ -17,7 +17,7 @@ from libc.string cimport memset
 
 from fastconv.kernels.gemm_micro cimport Ahead, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
-    Run, aim_run, ceil_div, larger, list_runs, pack_pixels, panel_width, plane_size, smaller,
+    Run, ceil_div, larger, list_runs, pack_pixels, panel_width, plane_size, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
@@ -412,7 +412,8 @@ cdef real sum_stretch(const real* values, Py_ssize_t count) noexcept nogil:
     return vsum(vadd(vadd(a, b), vadd(c, d)))
 
 
-cdef void sum_channel(const real* grad, Py_ssize_t images, Py_ssize_t image, Py_ssize_t pixels, real* to) noexcept nogil:
+cdef void sum_channel(const real* grad, Py_ssize_t images, Py_ssize_t image, Py_ssize_t pixels,
+                      real* to) noexcept nogil:
     cdef Py_ssize_t n
     cdef double total = 0
     for n in range(images):
