@@ -262,9 +262,7 @@ def _make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dt
     return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
 
 
-def _takes_bands(
-    geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]
-) -> bool:
+def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
     """Are outputs to be read from bands: do their rows fill vectors well, and does a band fit the cache?"""
     width = int(geometry["out_size"][2])
     vector = load(dtype).machine.tile()[2]
