@@ -267,11 +267,11 @@ def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dt
     width = int(geometry["out_size"][2])
     vector = load(dtype).machine.tile()[2]
     filled = width / max(-(-width // vector) * vector, 1)
-    reach = np.ptp(table[:, :3], axis=0) + 1
-    step = geometry["step"]
+    reach = [int(r) + 1 for r in np.ptp(table[:, :3], axis=0)]
+    step = [int(s) for s in geometry["step"]]
     tile_rows = max(int(geometry["pixel_block"]) // max(width, 1), 1)
-    band = int(geometry["depth_block"]) * int((tile_rows - 1) * step[1] + reach[1])
-    band *= int(width * step[2] + reach[2]) * dtype.itemsize
+    band = int(geometry["depth_block"]) * ((tile_rows - 1) * step[1] + reach[1])
+    band *= (width * step[2] + reach[2]) * dtype.itemsize
     return bool(
         geometry["taps"] > 1
         and band <= BAND_BYTES
