@@ -3,9 +3,11 @@
 The rooms, from the top; each imports only rooms below it:
 
     demo  verify  config             python -m fastconv: a CNN on digits, every gradient checked, the set-up
+    prepare                          convolutions with weights packed once
     conv  pool  dense                the public operations: check, plan, allocate, call
     calls                            binds a plan to the kernel entry that carries it out
-    plan                             problem + CPU -> frozen Plan: algorithm, blocking, passes
+    plan                             problem + CPU -> frozen Plan: which algorithm, why, in which passes
+    passes                           the geometries and blockings that kernels read; the thresholds
     registry                         the table of kernels
     engine  threads  workspace       which compiled engine, how many threads, whose scratch memory
     im2col                           the textbook form
@@ -20,13 +22,11 @@ The rooms, from the top; each imports only rooms below it:
 from fastconv.config import show_config
 from fastconv.conv import (
     ConvGradients,
-    PreparedConv2d,
     conv2d,
     conv2d_backward,
     conv2d_input_grad,
     conv2d_weight_grad,
     plan_conv2d,
-    prepare_conv2d,
 )
 from fastconv.dense import (
     LinearGradients,
@@ -41,6 +41,7 @@ from fastconv.dense import (
 )
 from fastconv.plan import Plan
 from fastconv.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
+from fastconv.prepare import PreparedConv2d, prepare_conv2d
 from fastconv.threads import get_num_threads, set_num_threads, threads
 
 __version__ = "0.1.0"

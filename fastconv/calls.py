@@ -14,7 +14,8 @@ import numpy as np
 
 from fastconv import engine, im2col
 from fastconv.arrays import Array
-from fastconv.plan import PACK_LIMIT, PACKED, Pass, Plan
+from fastconv.passes import PACK_LIMIT, PACKED, Pass
+from fastconv.plan import Plan
 from fastconv.workspace import scratch
 
 Run = Callable[..., None]

@@ -14,12 +14,12 @@ import numpy as np
 from fastconv import calls, engine
 from fastconv.arrays import FLOAT32, FLOAT64, Array, as_operand, check_out, is_target, new_array
 from fastconv.plan import FLOPS_PER_THREAD, Plan, plan_conv
-from fastconv.problem import ConvProblem, Padding, conv_problem, integer, one_of, per_axis, resolve_padding
+from fastconv.problem import ConvProblem, Padding, conv_problem, one_of
 from fastconv.threads import get_num_threads
 
 Ints = int | Sequence[int]
 
-_KNOWN_CALLS = 4096  # plans kept for the fast path of conv2d
+KNOWN_CALLS = 4096  # plans kept for the fast path of conv2d
 
 
 class ConvGradients(NamedTuple):
@@ -30,7 +30,7 @@ class ConvGradients(NamedTuple):
     bias: Array | None
 
 
-class _Call:
+class Call:
     """A plan bound to its kernel: what a call with known arguments needs."""
 
     __slots__ = ("dtype", "most_threads", "output_shape", "plan", "run")
@@ -58,19 +58,19 @@ class _Call:
         return result
 
 
-_bound: dict[tuple[Any, ...], _Call] = {}  # by the arguments of plan_conv
-_seen: dict[tuple[Any, ...], _Call] = {}  # by the arguments of conv2d, as given
+_bound: dict[tuple[Any, ...], Call] = {}  # by the arguments of plan_conv
+_seen: dict[tuple[Any, ...], Call] = {}  # by the arguments of conv2d, as given
 engine.forget_on_change(_bound.clear)
 engine.forget_on_change(_seen.clear)
 
 
-def _call_for(plan_key: tuple[Any, ...]) -> _Call:
+def _call_for(plan_key: tuple[Any, ...]) -> Call:
     """plan_key: the arguments of plan_conv."""
     call = _bound.get(plan_key)
     if call is None:
-        if len(_bound) >= _KNOWN_CALLS:
+        if len(_bound) >= KNOWN_CALLS:
             _bound.clear()
-        call = _bound[plan_key] = _Call(plan_conv(*plan_key))
+        call = _bound[plan_key] = Call(plan_conv(*plan_key))
     return call
 
 
@@ -84,7 +84,7 @@ def _check_algorithm(algorithm: Any) -> str:
     return algorithm
 
 
-def _check_bias(bias: Any, channels: int, dtype: np.dtype[Any]) -> Array | None:
+def check_bias(bias: Any, channels: int, dtype: np.dtype[Any]) -> Array | None:
     if bias is None:
         return None
     array = as_operand(bias, "bias", dtype)
@@ -200,14 +200,14 @@ def conv2d(
             call = _forward_call(
                 input, weight, stride, padding, dilation, groups, padding_mode, layout, activation, algorithm
             )
-            if len(_seen) >= _KNOWN_CALLS:
+            if len(_seen) >= KNOWN_CALLS:
                 _seen.clear()
             _seen[key] = call
             return call((input, weight, None), None)
     x = as_operand(input, "input")
     w = as_operand(weight, "weight", x.dtype)
     call = _forward_call(x, w, stride, padding, dilation, groups, padding_mode, layout, activation, algorithm)
-    b = _check_bias(bias, w.shape[0], x.dtype)
+    b = check_bias(bias, w.shape[0], x.dtype)
     return call((x, w, b), out)
 
 
@@ -222,7 +222,7 @@ def _forward_call(
     layout: Any,
     activation: Any,
     algorithm: Any,
-) -> _Call:
+) -> Call:
     problem = conv_problem(
         x.shape, w.shape, stride, padding, dilation, groups, padding_mode=padding_mode, layout=layout
     )
@@ -458,112 +458,3 @@ def plan_conv2d(
     )  # fmt: skip
     relu = _check_activation(activation)
     return plan_conv(problem, direction, scalar, _check_algorithm(algorithm), relu, prepared)
-
-
-class PreparedConv2d:
-    """A convolution whose weights are packed once: call it with inputs. Made by `prepare_conv2d`."""
-
-    def __init__(self, weight: Array, bias: Array | None, arguments: dict[str, Any]) -> None:
-        self.weight = weight
-        self.bias = bias
-        self._arguments = arguments
-        self._packed: Array | None = None
-        self._known: dict[tuple[int, ...], tuple[_Call, Array]] = {}
-
-    def plan(self, input_shape: Sequence[int]) -> Plan:
-        """The plan for inputs of one shape."""
-        return plan_conv2d(
-            input_shape, self.weight.shape, dtype=self.weight.dtype, prepared=True, **self._arguments
-        )
-
-    def _bind(self, input_shape: tuple[int, ...]) -> tuple[_Call, Array]:
-        """The call for one shape of input, and the weights in the form that it reads."""
-        plan = self.plan(input_shape)
-        if plan.algorithm == "gemm" and plan.passes:
-            if self._packed is None:
-                self._packed = calls.pack(plan, self.weight, get_num_threads())
-            weight = self._packed
-        else:
-            weight = self.weight
-        if len(self._known) >= _KNOWN_CALLS:
-            self._known.clear()
-        bound = self._known[input_shape] = (_Call(plan), weight)
-        return bound
-
-    def __call__(self, input: Array, *, out: Array | None = None) -> Array:
-        """Convolves `input`, (N, C, H, W), as `conv2d` would; `out` may overlap it."""
-        x = as_operand(input, "input", self.weight.dtype)
-        call, weight = self._known.get(x.shape) or self._bind(x.shape)
-        return call((x, weight, self.bias), out)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.weight, self.bias, self._arguments)
-
-    def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self._arguments.items())
-        return f"PreparedConv2d(weight={self.weight.shape}, {self.weight.dtype}, {given})"
-
-
-def _restore(weight: Array, bias: Array | None, arguments: dict[str, Any]) -> PreparedConv2d:
-    return PreparedConv2d(weight, bias, arguments)
-
-
-def prepare_conv2d(
-    weight: Array,
-    bias: Array | None = None,
-    stride: Ints = 1,
-    padding: Padding = 0,
-    dilation: Ints = 1,
-    groups: int = 1,
-    *,
-    padding_mode: str = "zeros",
-    layout: str = "NCHW",
-    activation: str | None = None,
-    algorithm: str = "auto",
-) -> PreparedConv2d:
-    """Packs weights once, for many calls: `prepare_conv2d(w, b, ...)(x)` equals `conv2d(x, w, b, ...)`.
-
-    Parameters
-    ----------
-    weight : (K, C / groups, R, S) array of float32 or float64
-        Copied: later changes to it do not reach the operation.
-    bias : (K,) array of the same dtype, optional
-    stride, padding, dilation, groups, padding_mode, layout, activation, algorithm
-        As for `conv2d`.
-
-    Returns
-    -------
-    PreparedConv2d
-        Callable as `operation(input, out=None)`, with `plan(input_shape)`; it pickles.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For a wrong shape, range, dtype or type, naming the argument, before anything is packed.
-
-    Examples
-    --------
-    >>> import numpy as np, fastconv
-    >>> layer = fastconv.prepare_conv2d(np.ones((8, 3, 3, 3), np.float32), padding="same")
-    >>> layer(np.ones((1, 3, 5, 5), np.float32)).shape
-    (1, 8, 5, 5)
-    """
-    w = np.array(as_operand(weight, "weight"))
-    if w.ndim != 4:
-        raise ValueError(f"weight: expected 4 sizes (K, C / groups, R, S), got shape {w.shape}")
-    b = _check_bias(bias, w.shape[0], w.dtype)
-    # Copies too: a list of the caller's may change after this.
-    dilations = per_axis(dilation, "dilation", 2)
-    pads = padding
-    if not isinstance(padding, str):
-        pads = resolve_padding(padding, (1, 1), w.shape[2:], (1, 1), dilations)
-    arguments = {
-        "stride": per_axis(stride, "stride", 2), "padding": pads,
-        "dilation": dilations, "groups": integer(groups, "groups"),
-        "padding_mode": padding_mode, "layout": layout, "activation": activation, "algorithm": algorithm,
-    }  # fmt: skip
-    operation = PreparedConv2d(w, None if b is None else b.copy(), arguments)
-    # All arguments are checked now, not at the first call, on an input that the kernel fits.
-    size = [max(d * (k - 1) + 1, 1) for k, d in zip(w.shape[2:], dilations, strict=True)]
-    operation.plan((1, w.shape[1] * arguments["groups"], *size))
-    return operation

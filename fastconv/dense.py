@@ -16,7 +16,8 @@ import numpy as np
 
 from fastconv.arrays import Array, as_operand, check_out, is_target, new_array
 from fastconv.engine import load
-from fastconv.plan import FLOPS_PER_THREAD, PACK_LIMIT, Pass, _make_pass
+from fastconv.passes import PACK_LIMIT, Pass, make_pass
+from fastconv.plan import FLOPS_PER_THREAD
 from fastconv.problem import LARGEST
 from fastconv.threads import get_num_threads
 from fastconv.workspace import scratch
@@ -82,7 +83,7 @@ def _product(
         "out_size": line, "out_row": out.row, "out_axis": (0, 0, out.column),
         "weight_row": left.row, "weight_channel": left.column,
     }  # fmt: skip
-    task = _make_pass(fields, np.zeros((1, 4), np.intp), dtype)
+    task = make_pass(fields, np.zeros((1, 4), np.intp), dtype)
     return _Product(task, 2 * prod(sizes), relu)
 
 

@@ -1,87 +1,31 @@
-"""From a problem and a CPU to a frozen Plan: algorithm, blocking, passes over the output.
-
-Every threshold is a named constant that cites its measurement (docs/performance.md, section "Thresholds").
-"""
+"""From a problem and a CPU to a frozen Plan: which algorithm, why, and in which passes."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastconv.engine import forget_on_change, load
+from fastconv.passes import (
+    PACK_LIMIT,
+    PACKED,
+    Pass,
+    Reduction,
+    cut_reduction,
+    forward_pass,
+    identity_pass,
+    input_grad_passes,
+)
 from fastconv.problem import ConvProblem
 from fastconv.registry import Kernel, find
 from fastconv.threads import get_num_threads
 
-# The struct Geometry of kernels/geometry.pxd, field by field.
-GEOMETRY = np.dtype(
-    [(name, np.intp) for name in ("batch", "groups", "rows", "channels", "taps")]
-    + [(name, np.intp, 3) for name in ("in_size", "out_size", "step")]
-    + [(name, np.intp) for name in ("in_image", "in_group", "in_channel")]
-    + [("in_axis", np.intp, 3)]
-    + [(name, np.intp) for name in ("out_offset", "out_image", "out_group", "out_row")]
-    + [("out_axis", np.intp, 3)]
-    + [(name, np.intp) for name in ("weight_group", "weight_row", "weight_channel")]
-    + [(name, np.intp) for name in ("relu", "stream", "bands", "depth_block", "row_block", "pixel_block")]
-)
-# Where the micro-kernel reads the weights: the enum Source of kernels/gemm.pyx.
-IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
-
-_Taps = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # of one axis: indices, offsets
-
-DEPTH_BYTES = 1024  # KC: bytes of a column of the depth block; a panel of NR columns then fits L1
-LARGE_L2 = 1 << 20  # from here on panels stream from L2 as fast, and twice the depth halves the waiting sums
-SMALL_PLANE = 128  # pixels of an output plane: below it chunks of a weight gradient span images
-SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, where its pixels allow
-SPLIT_PIXELS = 1024  # least pixels of one of them
-STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, without reading them first
-PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
-BAND_FILL = 0.8  # share of a row's vectors that outputs must fill for bands to beat im2col panels
-MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
-BAND_BYTES = 1 << 20  # the largest band of a thread
-PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
-
-
-@functools.cache
-def l2_bytes() -> int:
-    """The second-level cache of one core; 512 KiB where the system does not say."""
-    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        try:
-            if (index / "level").read_text().strip() == "2":
-                return int((index / "size").read_text().strip().removesuffix("K")) * 1024
-        except (OSError, ValueError):
-            continue
-    return 512 << 10
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One call of a convolution kernel: a geometry and its taps, as the kernel reads them."""
-
-    geometry: np.ndarray[Any, Any]
-    taps: np.ndarray[Any, Any]
-    source: int
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """How a weight gradient's sum over pixels is arranged: the arguments of kernels/weight_grad.pyx."""
-
-    grad_is_left: bool
-    image_whole: bool
-    grad_whole: bool
-    segments: int
-    chunks: int
-    splits: int
 
 
 @dataclass(frozen=True)
@@ -198,218 +142,6 @@ class Plan:
         return "\n".join(lines)
 
 
-def _strides(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """C-order strides, in elements."""
-    return tuple(prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
-
-
-def _three(values: tuple[int, ...], fill: int) -> tuple[int, ...]:
-    """Values of 1 to 3 spatial axes as (depth, height, width)."""
-    return (fill,) * (3 - len(values)) + tuple(values)
-
-
-def _blocking(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
-    """KC, MC and NC: even parts of the depth, weights in a quarter of L2, pixels and waiting sums in half."""
-    taps, channels = int(geometry["taps"]), int(geometry["channels"])
-    depth = DEPTH_BYTES * (2 if l2_bytes() >= LARGE_L2 else 1) // dtype.itemsize
-    blocks = max(1, -(-channels * taps // depth))
-    geometry["depth_block"] = max(1, -(-channels // blocks))
-    column_bytes = max(1, int(geometry["depth_block"]) * taps * dtype.itemsize)
-    geometry["row_block"] = max(l2_bytes() // 4 // column_bytes, 64)
-    if blocks > 1:
-        column_bytes += int(geometry["rows"]) * dtype.itemsize
-    geometry["pixel_block"] = min(max(l2_bytes() // 2 // column_bytes, 64), MOST_PIXELS)
-
-
-def _collapse(geometry: np.ndarray[Any, Any], taps: np.ndarray[Any, Any]) -> None:
-    """Pixels that lie side by side on both ends of a 1x1 convolution become one long row."""
-    size = tuple(int(s) for s in geometry["out_size"])
-    dense = list(_strides(size))
-    if (
-        len(taps) == 1
-        and not taps[0, :3].any()
-        and list(geometry["step"]) == [1, 1, 1]
-        and tuple(geometry["in_size"]) == size
-        and list(geometry["in_axis"]) == dense
-        and list(geometry["out_axis"]) == dense
-    ):
-        geometry["in_size"] = geometry["out_size"] = (1, 1, prod(size))
-        geometry["in_axis"] = geometry["out_axis"] = (prod(size), prod(size), 1)
-
-
-def _tap_table(p: ConvProblem, axes: Sequence[_Taps]) -> np.ndarray[Any, Any]:
-    """Rows (offset d, h, w, index) of every combination of taps, one from each spatial axis."""
-    alone = np.zeros(1, np.intp)
-    offsets = [alone] * (3 - p.axes) + [offset for _, offset in axes]
-    index = functools.reduce(
-        lambda outer, axis: np.add.outer(outer * axis[0], axis[1]),
-        zip(p.kernel, (r for r, _ in axes), strict=True),
-        alone[0],
-    )
-    return np.stack([*(o.ravel() for o in np.meshgrid(*offsets, indexing="ij")), index.ravel()], axis=1)
-
-
-def _make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> Pass:
-    geometry = np.zeros((), GEOMETRY)
-    for name, value in fields.items():
-        geometry[name] = value
-    geometry["taps"] = len(table)
-    outputs = int(geometry["batch"]) * int(geometry["out_image"])
-    geometry["stream"] = outputs * dtype.itemsize >= STREAM_BYTES
-    _blocking(geometry, dtype)
-    _collapse(geometry, table)
-    geometry["bands"] = _takes_bands(geometry, table, dtype)
-    return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
-
-
-def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
-    """Are outputs to be read from bands: do their rows fill vectors well, and does a band fit the cache?"""
-    width = int(geometry["out_size"][2])
-    vector = load(dtype).machine.tile()[2]
-    filled = width / max(-(-width // vector) * vector, 1)
-    reach = [int(r) + 1 for r in np.ptp(table[:, :3], axis=0)]
-    step = [int(s) for s in geometry["step"]]
-    tile_rows = max(int(geometry["pixel_block"]) // max(width, 1), 1)
-    band = int(geometry["depth_block"]) * ((tile_rows - 1) * step[1] + reach[1])
-    band *= (width * step[2] + reach[2]) * dtype.itemsize
-    return bool(
-        geometry["taps"] > 1
-        and band <= BAND_BYTES
-        and geometry["in_size"][0] == geometry["out_size"][0] == 1
-        and geometry["in_axis"][2] == 1
-        and filled >= BAND_FILL
-    )
-
-
-def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], itemsize: int) -> int:
-    """Packing a weight costs a fraction of a cycle and pays back with each vector of pixels it meets.
-
-    Weights beyond the limit would be packed in parts, and the image with each part: they stay in place.
-    """
-    pixels = int(geometry["batch"]) * int(geometry["out_size"].prod())
-    in_order = np.array_equal(table[:, 3], np.arange(len(table)))
-    along = in_order and geometry["weight_channel"] == len(table)
-    weights = int(geometry["groups"] * geometry["rows"] * geometry["channels"]) * len(table)
-    if along and not geometry["bands"] and weights * itemsize > PACK_LIMIT:
-        return IN_PLACE_ROWS
-    if pixels >= PACK_PIXELS or geometry["bands"]:
-        return PACKED
-    if along:
-        return IN_PLACE_ROWS
-    if len(table) == 1 and geometry["weight_row"] == 1 and table[0, 3] == 0:
-        return IN_PLACE_COLUMNS
-    return PACKED
-
-
-def _forward_pass(p: ConvProblem, dtype: np.dtype[Any], relu: bool) -> Pass:
-    kernel = _three(p.kernel, 1)
-    in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
-    taps = [
-        (np.arange(k), np.arange(k) * d - before)
-        for k, d, (before, _) in zip(p.kernel, p.dilation, p.pads, strict=True)
-    ]
-    fields = {
-        "batch": p.batch, "groups": p.groups, "rows": p.group_out, "channels": p.group_in,
-        "in_size": in_size, "out_size": out_size, "step": _three(p.stride, 1),
-        "in_image": p.in_channels * prod(in_size), "in_group": p.group_in * prod(in_size),
-        "in_channel": prod(in_size), "in_axis": _strides(in_size),
-        "out_image": p.out_channels * prod(out_size), "out_group": p.group_out * prod(out_size),
-        "out_row": prod(out_size), "out_axis": _strides(out_size),
-        "weight_group": p.group_out * p.group_in * prod(kernel),
-        "weight_row": p.group_in * prod(kernel), "weight_channel": prod(kernel), "relu": relu,
-    }  # fmt: skip
-    return _make_pass(fields, _tap_table(p, taps), dtype)
-
-
-def _phases(p: ConvProblem, axis: int) -> dict[int, _Taps]:
-    """Phase -> the taps that reach input position phase + stride * i, from output i + offset."""
-    stride, before = p.stride[axis], p.pads[axis][0]
-    r = np.arange(p.kernel[axis])
-    reached = r * p.dilation[axis] - before
-    return {
-        int(phase): (r[meets], (phase - reached[meets]) // stride)
-        for phase in np.unique(reached % stride)
-        if phase < p.in_size[axis]
-        for meets in [reached % stride == phase]
-    }
-
-
-def _input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[tuple[Pass, ...], bool]:
-    """One pass for each phase of the input's positions modulo the stride; do they cover the input?
-
-    Within a phase the gradient is a convolution of stride 1 with a subset of the taps: no product
-    with an inserted zero is ever computed. A phase that no tap reaches has no pass.
-    """
-    in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
-    kernel, stride = _three(p.kernel, 1), _three(p.stride, 1)
-    axis_stride = _strides(in_size)
-    per_axis = [_phases(p, axis) for axis in range(p.axes)]
-    covers = all(len(f) == min(s, i) for f, s, i in zip(per_axis, p.stride, p.in_size, strict=True))
-    passes = []
-    for chosen in itertools.product(*(phases.items() for phases in per_axis)):
-        phase, taps = zip(*chosen, strict=True)
-        start = _three(phase, 0)
-        fields = {
-            "batch": p.batch, "groups": p.groups, "rows": p.group_in, "channels": p.group_out,
-            "in_size": out_size, "step": (1, 1, 1),
-            "out_size": [-(-(i - f) // s) for i, f, s in zip(in_size, start, stride, strict=True)],
-            "in_image": p.out_channels * prod(out_size), "in_group": p.group_out * prod(out_size),
-            "in_channel": prod(out_size), "in_axis": _strides(out_size),
-            "out_offset": sum(f * s for f, s in zip(start, axis_stride, strict=True)),
-            "out_image": p.in_channels * prod(in_size), "out_group": p.group_in * prod(in_size),
-            "out_row": prod(in_size),
-            "out_axis": [s * a for s, a in zip(stride, axis_stride, strict=True)],
-            "weight_group": p.group_out * p.group_in * prod(kernel),
-            "weight_row": prod(kernel), "weight_channel": p.group_in * prod(kernel),
-        }  # fmt: skip
-        passes.append(_make_pass(fields, _tap_table(p, taps), dtype))
-    return tuple(passes), covers
-
-
-def _identity_pass(p: ConvProblem, dtype: np.dtype[Any]) -> Pass:
-    """The output's gradient as the image of a 1x1 convolution: its rows are its channels."""
-    plane = prod(p.out_size)
-    fields = {
-        "batch": p.batch, "groups": p.groups, "channels": p.group_out,
-        "in_size": (1, 1, plane), "out_size": (1, 1, plane), "step": (1, 1, 1),
-        "in_image": p.out_channels * plane, "in_group": p.group_out * plane,
-        "in_channel": plane, "in_axis": (plane, plane, 1), "out_axis": (plane, plane, 1),
-        "weight_row": 1, "weight_channel": 1,
-    }  # fmt: skip
-    return _make_pass(fields, np.zeros((1, 4), np.intp), dtype)
-
-
-def _weight_grad_cut(p: ConvProblem, image: Pass, grad: Pass, dtype: np.dtype[Any]) -> Reduction:
-    """How the long sum over pixels is cut, from the problem alone: the bits depend on it."""
-    plane, taps = prod(p.out_size), len(image.taps)
-    rows, columns = p.group_out, p.group_in * taps
-    per_image = plane >= SMALL_PLANE or p.batch <= 1
-    segments = p.batch if per_image else 1
-    pixels = plane if per_image else plane * p.batch
-    chunks = max(1, round(pixels * dtype.itemsize / DEPTH_BYTES))
-    image_whole = (
-        per_image
-        and taps == 1
-        and tuple(image.geometry["in_size"]) == (1, 1, plane)
-        and max(p.stride) == 1
-        and not any(map(any, p.pads))
-    )
-    block = max(64, min(256, l2_bytes() // 8192)) * 4 // dtype.itemsize
-    image.geometry["row_block"] = grad.geometry["row_block"] = block
-    natural = p.groups * -(-rows // block) * -(-columns // block)
-    splits = 1
-    while (
-        2 * splits * natural <= SPLIT_UNITS
-        and p.batch * plane >= 2 * splits * SPLIT_PIXELS
-        and 2 * splits * prod(p.weight_shape) * dtype.itemsize <= PACK_LIMIT
-    ):
-        splits *= 2
-    # The factor on the right is transposed; on the left its rows serve as they are. With the image on the
-    # left the result leaves transposed.
-    grad_left = columns * (1.0 if image_whole else 1.35) <= rows + rows * columns / max(plane * p.batch, 1)
-    return Reduction(grad_left, image_whole, per_image, segments, chunks, splits)
-
-
 def _choose(problem: ConvProblem, direction: str, prepared: bool) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
     if problem.flops <= DIRECT_FLOPS and not prepared:
@@ -443,13 +175,13 @@ def plan_conv(
     if algorithm == "im2col" or problem.flops == 0:
         return make()
     if direction == "forward":
-        return make((_forward_pass(problem, dtype, relu),))
+        return make((forward_pass(problem, dtype, relu),))
     if direction == "weight_grad":
-        image, grad = _forward_pass(problem, dtype, False), _identity_pass(problem, dtype)
+        image, grad = forward_pass(problem, dtype, False), identity_pass(problem, dtype)
         if algorithm == "direct":
             return make((image,))
-        return make((image, grad), True, _weight_grad_cut(problem, image, grad, dtype))
-    return make(*_input_grad_passes(problem, dtype))
+        return make((image, grad), True, cut_reduction(problem, image, grad, dtype))
+    return make(*input_grad_passes(problem, dtype))
 
 
 forget_on_change(plan_conv.cache_clear)  # plans depend on the tile of the engine

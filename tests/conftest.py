@@ -16,7 +16,7 @@ import pytest
 from hypothesis import settings
 
 import fastconv
-from fastconv import calls, engine, plan, reference
+from fastconv import calls, engine, passes, plan, reference
 from fastconv.problem import ConvProblem, conv_problem
 from fastconv.registry import KERNELS
 
@@ -65,7 +65,7 @@ def tile(isa, dtype):
 @pytest.fixture
 def small_cache(monkeypatch, isa):
     """Blocks as for a CPU with next to no cache, so that a small problem has many."""
-    monkeypatch.setattr(plan, "l2_bytes", lambda: 1 << 10)
+    monkeypatch.setattr(passes, "l2_bytes", lambda: 1 << 10)
     plan.plan_conv.cache_clear()
     yield
     plan.plan_conv.cache_clear()

@@ -8,7 +8,8 @@ from conftest import CHECKOUT, PACKAGE, run_python
 
 import fastconv
 from fastconv import engine
-from fastconv.plan import GEOMETRY, plan_conv
+from fastconv.passes import GEOMETRY
+from fastconv.plan import plan_conv
 from fastconv.problem import conv_problem
 
 

@@ -16,8 +16,8 @@ from conftest import (
 )
 
 import fastconv
-from fastconv import calls, engine, plan
-from fastconv.plan import IN_PLACE_COLUMNS, IN_PLACE_ROWS, PACKED
+from fastconv import calls, engine, passes, plan
+from fastconv.passes import IN_PLACE_COLUMNS, IN_PLACE_ROWS, PACKED
 
 
 def test_rows_around_the_tile(tile, dtype):
@@ -105,7 +105,7 @@ READINGS = {
 def reading(request, monkeypatch, isa):
     """Each way in which the kernel can read its operands, whatever the plan would have chosen."""
     for name, value in zip(("BAND_FILL", "PACK_PIXELS"), request.param, strict=True):
-        monkeypatch.setattr(plan, name, value)
+        monkeypatch.setattr(passes, name, value)
     plan.plan_conv.cache_clear()
     yield
     plan.plan_conv.cache_clear()
@@ -140,7 +140,7 @@ def test_prepared_by_every_reading(problem, reading, dtype):
 @pytest.mark.parametrize("problem", [*CASES, DEEP[1]], ids=str)
 def test_results_that_bypass_the_caches(problem, direction, shift, monkeypatch, isa, dtype):
     """Large outputs are streamed: here every one is, wherever it lies within a cache line."""
-    monkeypatch.setattr(plan, "STREAM_BYTES", 0)
+    monkeypatch.setattr(passes, "STREAM_BYTES", 0)
     plan.plan_conv.cache_clear()
     data = operands(problem, dtype)
     shape = result_shape(direction, problem)
@@ -169,8 +169,8 @@ SOURCES = [
 
 @pytest.mark.parametrize(("problem", "direction", "source"), SOURCES, ids=str)
 def test_every_source_of_weights(problem, direction, source, monkeypatch, isa, dtype):
-    monkeypatch.setattr(plan, "BAND_FILL", 2.0)
-    monkeypatch.setattr(plan, "PACK_PIXELS", 1 << 62)
+    monkeypatch.setattr(passes, "BAND_FILL", 2.0)
+    monkeypatch.setattr(passes, "PACK_PIXELS", 1 << 62)
     assert source_of(problem, direction, dtype) == source
     check(direction, operands(problem, dtype), "gemm")
 

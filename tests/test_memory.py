@@ -19,7 +19,7 @@ from conftest import (
 )
 
 import fastconv
-from fastconv import calls, plan, workspace
+from fastconv import calls, passes, plan, workspace
 
 PROBLEMS = [
     case((2, 3, 5, 7), (4, 3, 1, 1)),
@@ -113,8 +113,8 @@ READINGS = [(2.0, 1 << 62), (2.0, 0), (0.0, 0)]  # BAND_FILL, PACK_PIXELS: as in
 def test_no_access_out_of_bounds_by_any_reading(
     problem, fill, pixels, at, direction, cage, monkeypatch, isa, dtype
 ):
-    monkeypatch.setattr(plan, "BAND_FILL", fill)
-    monkeypatch.setattr(plan, "PACK_PIXELS", pixels)
+    monkeypatch.setattr(passes, "BAND_FILL", fill)
+    monkeypatch.setattr(passes, "PACK_PIXELS", pixels)
     monkeypatch.setattr(calls, "scratch", lambda size: cage.place((size,), np.uint8, at))
     data = operands(problem, dtype)
     arrays = (data.input, data.weight, data.bias, data.grad_output)

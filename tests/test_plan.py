@@ -17,7 +17,8 @@ from conftest import (
 
 import fastconv
 from fastconv import calls
-from fastconv.plan import GEOMETRY, plan_conv
+from fastconv.passes import GEOMETRY
+from fastconv.plan import plan_conv
 
 LAYER = case((2, 16, 30, 31), (24, 8, 3, 3), groups=2, stride=2, padding=1)
 EMPTY = [
