@@ -150,7 +150,8 @@ def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dt
     """Are outputs to be read from bands: do their rows fill vectors well, and does a band fit the cache?"""
     width = int(geometry["out_size"][2])
     vector = load(dtype).machine.tile()[2]
-    filled = width / max(-(-width // vector) * vector, 1)
+    # A panel of one vector leaves half of the register tile idle: it counts as two.
+    filled = width / (max(-(-width // vector), 2) * vector)
     reach = [int(r) + 1 for r in np.ptp(table[:, :3], axis=0)]
     step = [int(s) for s in geometry["step"]]
     tile_rows = max(int(geometry["pixel_block"]) // max(width, 1), 1)
