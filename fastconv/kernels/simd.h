@@ -73,7 +73,6 @@ static inline void stream_fence(void) {
 static inline vec vzero(void) { return (vec){0}; }
 static inline vec vset1(real x) { return x - (vec){0}; }
 static inline vec vadd(vec a, vec b) { return a + b; }
-static inline vec vsub(vec a, vec b) { return a - b; }
 static inline vec vmul(vec a, vec b) { return a * b; }
 static inline vec vfma(vec a, vec b, vec c) { return a * b + c; }
 
