@@ -19,7 +19,7 @@ from fastconv.kernels.gemm_pack cimport (
     pack_weights, panel_width, plane_size, row_blocks, row_start, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
-from fastconv.kernels.simd cimport MR, NR, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence
+from fastconv.kernels.simd cimport MR, NR, UNROLL, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence
 
 # Where the micro-kernel finds the weights: rows of W in place, columns of W in place (a transposed
 # 1x1 kernel), or blocks packed in this call, or before it by `pack`.
@@ -300,7 +300,7 @@ cdef void run_panel(const Task* task, const Panel* panel, Py_ssize_t first_block
         if task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0:
             look_at_weights(task, row + rows, rows, channel, channels, ahead)
         compute_tile(task.source != IN_PLACE_ROWS, <int> rows, 2 if width == NR else 1, &tile)
-        spend(ahead, tile.depth)
+        spend(ahead, tile.depth // UNROLL)
         tile.image = NULL
         if closes and panel.stretch == NULL:
             store_scattered(task, row, rows, panel.pixel, panel.columns, values)

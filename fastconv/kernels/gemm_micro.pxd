@@ -10,7 +10,7 @@ Every sum runs over k in ascending order, whatever the tile: a result does not d
 """
 
 from fastconv.kernels.simd cimport (
-    MR, NR, NV, VL, prefetch_far, prefetch_near, real, vec, vfma, vload, vrelu, vset1, vstore,
+    MR, NR, NV, UNROLL, VL, prefetch_far, prefetch_near, real, vec, vfma, vload, vrelu, vset1, vstore,
     vstore_first, vstream, vzero,
 )
 
@@ -58,75 +58,89 @@ cdef enum Right:
     BANDED
 
 
+cdef inline void multiply(const int rows, const int vectors, const Right right, vec* acc, const real* a,
+                          Py_ssize_t a_row, const real* b, Py_ssize_t b_step, real* kept) noexcept nogil:
+    """One step of the depth: acc[i, j] += a[i] * b[j]; a fused tile keeps b, and fetches what it will read."""
+    cdef vec[NV] right_hand
+    cdef vec left
+    cdef int i, j
+    for j in range(vectors):
+        right_hand[j] = vload(b + j * VL)
+        if right == FUSED:
+            if j * VL % LINE == 0:
+                prefetch_near(b + AHEAD * b_step + j * VL)
+            vstore(kept + j * VL, right_hand[j])
+    if right == FUSED:
+        prefetch_near(b + AHEAD * b_step + vectors * VL - 1)
+    for i in range(rows):
+        left = vset1(a[i * a_row])
+        for j in range(vectors):
+            acc[i * NV + j] = vfma(left, right_hand[j], acc[i * NV + j])
+
+
 cdef inline void tile(const int rows, const int vectors, const bint packed, const Right right,
                       Tile* t) noexcept nogil:
-    cdef vec[MR][NV] acc
-    cdef vec[NV] b
-    cdef vec a
+    cdef vec[MR * NV] acc
     cdef int i, j
     cdef Py_ssize_t k, a_row = 1 if packed else t.a_row
     cdef Py_ssize_t a_step = t.a_step if packed else 1
     cdef Py_ssize_t depth = t.depth
-    cdef const real* a_next = t.a
-    cdef const real* b_next = t.image if right == FUSED else t.b
+    cdef const real* a = t.a
+    cdef const real* b = t.image if right == FUSED else t.b
     cdef Py_ssize_t b_step = t.image_row if right == FUSED else vectors * VL
-    cdef real* b_kept = t.b
+    cdef real* kept = t.b
     cdef const real* line = t.ahead.line
     cdef Py_ssize_t line_step = t.ahead.step, left = t.ahead.left
 
-    if t.start != NULL:
-        for i in range(rows):
-            for j in range(vectors):
-                acc[i][j] = vload(t.start + i * t.start_row + j * VL)
-    elif t.bias != NULL:
-        for i in range(rows):
-            for j in range(vectors):
-                acc[i][j] = vset1(t.bias[i])
-    else:
-        for i in range(rows):
-            for j in range(vectors):
-                acc[i][j] = vzero()
-    for k in range(depth):
+    for i in range(rows):
+        for j in range(vectors):
+            if t.start != NULL:
+                acc[i * NV + j] = vload(t.start + i * t.start_row + j * VL)
+            elif t.bias != NULL:
+                acc[i * NV + j] = vset1(t.bias[i])
+            else:
+                acc[i * NV + j] = vzero()
+    for k in range(depth // UNROLL):
         prefetch_far(line)
         line += line_step
         left -= 1
         if left == 0:
             line += t.ahead.jump
             left = t.ahead.lines
+        for i in range(UNROLL):
+            if right == BANDED:
+                b = t.b + t.offsets[k * UNROLL + i]
+            multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
+            a += a_step
+            b += b_step
+            kept += vectors * VL
+    for k in range(depth // UNROLL * UNROLL, depth):
         if right == BANDED:
-            b_next = t.b + t.offsets[k]
-        for j in range(vectors):
-            b[j] = vload(b_next + j * VL)
-            if right == FUSED:
-                prefetch_near(b_next + AHEAD * b_step + j * VL)
-                vstore(b_kept + j * VL, b[j])
-        for i in range(rows):
-            a = vset1(a_next[i * a_row])
-            for j in range(vectors):
-                acc[i][j] = vfma(a, b[j], acc[i][j])
-        a_next += a_step
-        b_next += b_step
-        b_kept += vectors * VL
+            b = t.b + t.offsets[k]
+        multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
+        a += a_step
+        b += b_step
+        kept += vectors * VL
     t.ahead.line = line
     t.ahead.left = left
     if t.relu:
         for i in range(rows):
             for j in range(vectors):
-                acc[i][j] = vrelu(acc[i][j])
+                acc[i * NV + j] = vrelu(acc[i * NV + j])
     if t.stream and t.columns == vectors * VL:
         for i in range(rows):
             for j in range(vectors):
-                vstream(t.out + i * t.out_row + j * VL, acc[i][j])
+                vstream(t.out + i * t.out_row + j * VL, acc[i * NV + j])
     elif t.columns == vectors * VL:
         for i in range(rows):
             for j in range(vectors):
-                vstore(t.out + i * t.out_row + j * VL, acc[i][j])
+                vstore(t.out + i * t.out_row + j * VL, acc[i * NV + j])
     else:
         for i in range(rows):
             for j in range(vectors - 1):
-                vstore(t.out + i * t.out_row + j * VL, acc[i][j])
+                vstore(t.out + i * t.out_row + j * VL, acc[i * NV + j])
             vstore_first(t.out + i * t.out_row + (vectors - 1) * VL, t.columns - (vectors - 1) * VL,
-                         acc[i][vectors - 1])
+                         acc[i * NV + vectors - 1])
 
 
 cdef inline void tile_of_height(const int rows, const bint packed, int vectors, Tile* t) noexcept nogil:

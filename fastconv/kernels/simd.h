@@ -45,6 +45,7 @@ typedef FC_REAL real;
 enum {
     MR = FC_MR,
     NV = FC_NV,
+    UNROLL = FC_MR == 6 ? 2 : 1,
     VL = FC_VECTOR_BYTES / sizeof(real),
     NR = FC_NV * FC_VECTOR_BYTES / sizeof(real)
 };
@@ -85,6 +86,7 @@ static inline vec vrelu(vec x) {
 /* Hints, which cannot fault, that a line will be read. */
 static inline void prefetch_near(const real *p) { __builtin_prefetch(p, 0, 3); } /* into L1 */
 static inline void prefetch_far(const real *p) { __builtin_prefetch(p, 0, 2); }  /* into L2 */
+static inline void prefetch_write(const real *p) { __asm__ volatile("prefetchw %0" : : "m"(*p)); }
 
 static inline real vsum(vec v) {
     real total = 0;

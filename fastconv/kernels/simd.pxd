@@ -9,6 +9,7 @@ cdef extern from "simd.h" nogil:
     enum: MR  # rows (broadcast side) of the register tile
     enum: NV  # vectors across the register tile
     enum: NR  # NV * VL
+    enum: UNROLL
 
     vec vload(const real* p) noexcept
     vec vload_first(const real* p, Py_ssize_t count) noexcept
@@ -28,6 +29,7 @@ cdef extern from "simd.h" nogil:
     vec vodd(vec a, vec b) noexcept
     real vsum(vec v) noexcept
     void prefetch_near(const real* p) noexcept
+    void prefetch_write(const real* p) nogil
     void prefetch_far(const real* p) noexcept
     void vtranspose(vec* rows) noexcept
 
