@@ -13,13 +13,13 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.gemm_band cimport Band, band_elements, fill_band, list_offsets, shape_band
-from fastconv.kernels.gemm_micro cimport LINE, Ahead, Tile, micro_kernel
+from fastconv.kernels.gemm_micro cimport BLOCKS, COLUMNS, LINE, ROWS, Ahead, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, clear_tail, copy_row, drop_full, even_start, in_order, is_dense, larger, list_runs, pack_pixels,
     pack_weights, panel_width, plane_size, row_blocks, row_start, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
-from fastconv.kernels.simd cimport MR, NR, UNROLL, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence
+from fastconv.kernels.simd cimport MR, NR, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence
 
 # Where the micro-kernel finds the weights: rows of W in place, columns of W in place (a transposed
 # 1x1 kernel), or blocks packed in this call, or before it by `pack`.
@@ -49,7 +49,8 @@ cdef struct Task:
     Py_ssize_t packed_block      # the block of rows where packed weights begin, and their number of rows
     Py_ssize_t packed_rows
     real* panels
-    real* sums                   # between depth blocks: [rows of the task][panels * NR]
+    real* sums                   # between depth blocks: [rows of the task][sums_row = panels * NR]
+    Py_ssize_t sums_row
     Run* runs
     const Py_ssize_t* offsets    # of the rows of a banded panel, or NULL
 
@@ -177,11 +178,13 @@ cdef bint planes_are_dense(const Geometry* g) noexcept nogil:
             and (g.out_size[0] == 1 or g.out_axis[0] == g.out_size[1] * g.out_size[2]))
 
 
-cdef void compute_tile(bint packed, int rows, int vectors, Tile* tile) noexcept nogil:
-    if packed:
-        micro_kernel(True, rows, vectors, tile)
+cdef void compute_tiles(Source source, int rows, int vectors, Tile* tile) noexcept nogil:
+    if source == PACKED:
+        micro_kernel(BLOCKS, rows, vectors, tile)
+    elif source == IN_PLACE_ROWS:
+        micro_kernel(ROWS, rows, vectors, tile)
     else:
-        micro_kernel(False, rows, vectors, tile)
+        micro_kernel(COLUMNS, rows, vectors, tile)
 
 
 cdef Py_ssize_t start_of(const Task* task, Py_ssize_t block) noexcept nogil:
@@ -194,13 +197,13 @@ cdef void aim_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssiz
     cdef const Geometry* g = task.geometry
     tile.depth = channels * g.taps
     if task.source == PACKED:
-        tile.a_row = 1
-        tile.a_step = rows
+        tile.a_block = rows * tile.depth
         tile.a = task.weight + (channel * g.taps * task.packed_rows
                                 + (row - start_of(task, task.packed_block)) * tile.depth)
     else:
         tile.a_row = g.weight_row
         tile.a_step = g.weight_channel
+        tile.a_block = rows * g.weight_row
         tile.a = task.weight + row * g.weight_row + channel * g.weight_channel
 
 
@@ -245,12 +248,6 @@ cdef void look_at_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_
     ahead.left = ahead.lines
 
 
-cdef void spend(Ahead* ahead, Py_ssize_t steps) noexcept nogil:
-    ahead.total -= steps
-    if ahead.total <= 0:
-        ahead.step = ahead.jump = ahead.left = 0
-
-
 cdef void aim_output(const Task* task, const Panel* panel, Py_ssize_t row, bint closes, real* values,
                      Tile* tile) noexcept nogil:
     """Where a tile's sums go: to the output, to `values` on their way there, or to wait for more depth."""
@@ -270,41 +267,49 @@ cdef void aim_output(const Task* task, const Panel* panel, Py_ssize_t row, bint 
 
 cdef void run_panel(const Task* task, const Panel* panel, Py_ssize_t first_block, Py_ssize_t last_block,
                     Py_ssize_t channel, Py_ssize_t channels, Ahead* ahead) noexcept nogil:
-    """One panel of pixels against blocks of rows, for one block of the depth."""
+    """One panel of pixels against blocks of rows, for one block of the depth.
+
+    Blocks of the same height go to the micro-kernel together, unless each has something of its own to do.
+    """
     cdef const Geometry* g = task.geometry
     cdef real[MR * NR] values
     cdef Tile tile
-    cdef Py_ssize_t block, row, rows
+    cdef Py_ssize_t block = first_block, blocks, row, rows
     cdef Py_ssize_t width = panel_width(panel.columns)
     cdef bint opens = channel == 0, closes = channel + channels == g.channels
+    cdef bint scattered = closes and panel.stretch == NULL
+    cdef bint looks_at_weights = task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0
 
     tile.b = panel.b
     tile.offsets = task.offsets
     tile.image = panel.image if first_block == task.first_block else NULL
     tile.image_row = g.in_channel
     tile.ahead = ahead
-    tile.start_row = panel_count(g, task.pixels) * NR
+    tile.start_row = task.sums_row
     tile.relu = closes and g.relu
     tile.columns = panel.columns if closes and panel.stretch != NULL else width
-    row = start_of(task, first_block)
-    for block in range(first_block, last_block):
-        rows = start_of(task, block + 1) - row
+    while block < last_block:
+        row = start_of(task, block)
+        rows = task.height + (block < task.extra)
+        blocks = 1
+        if tile.image == NULL and not scattered and not looks_at_weights:
+            blocks = (smaller(task.extra, last_block) if block < task.extra else last_block) - block
+        tile.blocks = blocks
         aim_weights(task, row, rows, channel, channels, &tile)
         aim_output(task, panel, row, closes, values, &tile)
         tile.start = NULL
         if not opens:
             tile.start = task.sums + (row - start_of(task, task.first_block)) * tile.start_row + panel.sums
-        tile.bias = task.bias
+        tile.bias = NULL
         if task.bias != NULL:
-            tile.bias += row
-        if task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0:
+            tile.bias = task.bias + row
+        if looks_at_weights:
             look_at_weights(task, row + rows, rows, channel, channels, ahead)
-        compute_tile(task.source != IN_PLACE_ROWS, <int> rows, 2 if width == NR else 1, &tile)
-        spend(ahead, tile.depth // UNROLL)
+        compute_tiles(task.source, <int> rows, 2 if width == NR else 1, &tile)
         tile.image = NULL
-        if closes and panel.stretch == NULL:
+        if scattered:
             store_scattered(task, row, rows, panel.pixel, panel.columns, values)
-        row += rows
+        block += blocks
 
 
 cdef Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t channel) noexcept nogil:
@@ -435,6 +440,7 @@ cdef void run_unit(const Task* base, const Partition* p, Py_ssize_t unit, Py_ssi
     task.first_block += span * blocks // p.spans
     task.panels = <real*> scratch
     task.sums = <real*> (scratch + panels_size(g, task.taps, p))
+    task.sums_row = panel_count(g, task.pixels) * NR
     task.runs = <Run*> (scratch + panels_size(g, task.taps, p) + sums_size(g, p))
     if task.first_block >= task.last_block:
         return

@@ -1,16 +1,16 @@
-"""The micro-kernel: one register tile of a matrix product.
+"""The micro-kernel: register tiles of a matrix product, one below the other.
 
     out[i, j] = activation(start[i, j] + sum over k of a[i * a_row + k * a_step] * b[k * width + j])
 
-for i < rows <= MR and j < width = vectors * VL <= NR. `start` is a matrix, a bias a row, or zero.
-b is packed: `width` values a step. a is read in place, or packed with a_row = 1. A fused tile reads b
-from an image of row stride `image_row` and packs it into `b` on the way, for the tiles that follow. A
-banded tile finds row k of b at b + offsets[k].
+for i < blocks * rows, rows <= MR, and j < width = vectors * VL <= NR. `start` is a matrix, a bias a row,
+or zero.
+b is packed: `width` values a step. A fused tile reads b from an image of row stride `image_row` and packs
+it into `b` on the way, for the tiles that follow. A banded tile finds row k of b at b + offsets[k].
 Every sum runs over k in ascending order, whatever the tile: a result does not depend on the tiling.
 """
 
 from fastconv.kernels.simd cimport (
-    MR, NR, NV, UNROLL, VL, prefetch_far, prefetch_near, real, vec, vfma, vload, vrelu, vset1, vstore,
+    MR, NR, NV, UNROLL, VL, prefetch_far, prefetch_near, real, vec, vfma_onto, vload, vrelu, vset1, vstore,
     vstore_first, vstream, vzero,
 )
 
@@ -31,9 +31,20 @@ cdef struct Ahead:
     Py_ssize_t total             # lines left in all
 
 
+cdef inline void spend(Ahead* ahead, Py_ssize_t lines, const real* next_line, Py_ssize_t left) noexcept nogil:
+    ahead.line = next_line
+    ahead.left = left
+    ahead.total -= lines
+    if ahead.total <= 0:
+        ahead.step = ahead.jump = ahead.left = 0
+
+
+# Counts down and moves on as its tiles are computed.
 cdef struct Tile:
+    Py_ssize_t blocks            # tiles, each of the same number of rows; 1 if fused
     Py_ssize_t depth             # k
     const real* a
+    Py_ssize_t a_block           # from the a of one tile to that of the next
     Py_ssize_t a_row
     Py_ssize_t a_step
     real* b
@@ -51,6 +62,14 @@ cdef struct Tile:
     bint stream                  # write past the caches: every row of `out` on a vec's boundary
 
 
+# How a tile finds a: in place with a step of 1 or a row of 1, or packed with a row of 1 and a step of `rows`.
+# What is known here costs the loop no register.
+cdef enum Left:
+    ROWS
+    COLUMNS
+    BLOCKS
+
+
 # How a tile finds b.
 cdef enum Right:
     PANEL
@@ -61,68 +80,41 @@ cdef enum Right:
 cdef inline void multiply(const int rows, const int vectors, const Right right, vec* acc, const real* a,
                           Py_ssize_t a_row, const real* b, Py_ssize_t b_step, real* kept) noexcept nogil:
     """One step of the depth: acc[i, j] += a[i] * b[j]; a fused tile keeps b, and fetches what it will read."""
-    cdef vec[NV] right_hand
-    cdef vec left
+    cdef vec[NV] b_row
+    cdef vec a_value
     cdef int i, j
     for j in range(vectors):
-        right_hand[j] = vload(b + j * VL)
+        b_row[j] = vload(b + j * VL)
         if right == FUSED:
             if j * VL % LINE == 0:
                 prefetch_near(b + AHEAD * b_step + j * VL)
-            vstore(kept + j * VL, right_hand[j])
+            vstore(kept + j * VL, b_row[j])
     if right == FUSED:
         prefetch_near(b + AHEAD * b_step + vectors * VL - 1)
     for i in range(rows):
-        left = vset1(a[i * a_row])
+        a_value = vset1(a[i * a_row])
         for j in range(vectors):
-            acc[i * NV + j] = vfma(left, right_hand[j], acc[i * NV + j])
+            acc[i * NV + j] = vfma_onto(acc[i * NV + j], a_value, b_row[j])
 
 
-cdef inline void tile(const int rows, const int vectors, const bint packed, const Right right,
-                      Tile* t) noexcept nogil:
-    cdef vec[MR * NV] acc
+cdef inline void start_sums(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
     cdef int i, j
-    cdef Py_ssize_t k, a_row = 1 if packed else t.a_row
-    cdef Py_ssize_t a_step = t.a_step if packed else 1
-    cdef Py_ssize_t depth = t.depth
-    cdef const real* a = t.a
-    cdef const real* b = t.image if right == FUSED else t.b
-    cdef Py_ssize_t b_step = t.image_row if right == FUSED else vectors * VL
-    cdef real* kept = t.b
-    cdef const real* line = t.ahead.line
-    cdef Py_ssize_t line_step = t.ahead.step, left = t.ahead.left
-
-    for i in range(rows):
-        for j in range(vectors):
-            if t.start != NULL:
+    if t.start != NULL:
+        for i in range(rows):
+            for j in range(vectors):
                 acc[i * NV + j] = vload(t.start + i * t.start_row + j * VL)
-            elif t.bias != NULL:
+    elif t.bias != NULL:
+        for i in range(rows):
+            for j in range(vectors):
                 acc[i * NV + j] = vset1(t.bias[i])
-            else:
+    else:
+        for i in range(rows):
+            for j in range(vectors):
                 acc[i * NV + j] = vzero()
-    for k in range(depth // UNROLL):
-        prefetch_far(line)
-        line += line_step
-        left -= 1
-        if left == 0:
-            line += t.ahead.jump
-            left = t.ahead.lines
-        for i in range(UNROLL):
-            if right == BANDED:
-                b = t.b + t.offsets[k * UNROLL + i]
-            multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
-            a += a_step
-            b += b_step
-            kept += vectors * VL
-    for k in range(depth // UNROLL * UNROLL, depth):
-        if right == BANDED:
-            b = t.b + t.offsets[k]
-        multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
-        a += a_step
-        b += b_step
-        kept += vectors * VL
-    t.ahead.line = line
-    t.ahead.left = left
+
+
+cdef inline void store_sums(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
+    cdef int i, j
     if t.relu:
         for i in range(rows):
             for j in range(vectors):
@@ -143,48 +135,107 @@ cdef inline void tile(const int rows, const int vectors, const bint packed, cons
                          acc[i * NV + vectors - 1])
 
 
-cdef inline void tile_of_height(const int rows, const bint packed, int vectors, Tile* t) noexcept nogil:
-    if packed and t.offsets != NULL:
+cdef inline void step_down(const int rows, Tile* t) noexcept nogil:
+    """Moves on to the tile below."""
+    t.a += t.a_block
+    t.out += rows * t.out_row
+    if t.start != NULL:
+        t.start += rows * t.start_row
+    if t.bias != NULL:
+        t.bias += rows
+
+
+cdef inline void tiles(const int rows, const int vectors, const Left left, const Right right,
+                       Tile* t) noexcept nogil:
+    """What only changes from tile to tile stays in memory: every register belongs to the loop over k."""
+    cdef vec[MR * NV] acc
+    cdef int i
+    cdef Py_ssize_t k, a_row = t.a_row if left == ROWS else 1
+    cdef Py_ssize_t a_step = 1 if left == ROWS else rows if left == BLOCKS else t.a_step
+    cdef Py_ssize_t b_step = t.image_row if right == FUSED else vectors * VL
+    cdef const real* a
+    cdef const real* b
+    cdef real* kept
+    cdef const real* line
+    cdef Py_ssize_t line_step, lines_left
+
+    while t.blocks > 0:
+        a = t.a
+        b = t.image if right == FUSED else t.b
+        kept = t.b
+        line = t.ahead.line
+        line_step = t.ahead.step
+        lines_left = t.ahead.left
+        start_sums(rows, vectors, acc, t)
+        for k in range(t.depth // UNROLL):
+            prefetch_far(line)
+            line += line_step
+            lines_left -= 1
+            if lines_left == 0:
+                line += t.ahead.jump
+                lines_left = t.ahead.lines
+            for i in range(UNROLL):
+                if right == BANDED:
+                    b = t.b + t.offsets[k * UNROLL + i]
+                multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
+                a += a_step
+                b += b_step
+                kept += vectors * VL
+        for k in range(t.depth // UNROLL * UNROLL, t.depth):
+            if right == BANDED:
+                b = t.b + t.offsets[k]
+            multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
+            a += a_step
+            b += b_step
+            kept += vectors * VL
+        store_sums(rows, vectors, acc, t)
+        spend(t.ahead, t.depth // UNROLL, line, lines_left)
+        step_down(rows, t)
+        t.blocks -= 1
+
+
+cdef inline void tiles_of_height(const int rows, const Left left, int vectors, Tile* t) noexcept nogil:
+    if left == BLOCKS and t.offsets != NULL:
         if vectors == 2:
-            tile(rows, 2, True, BANDED, t)
+            tiles(rows, 2, left, BANDED, t)
         else:
-            tile(rows, 1, True, BANDED, t)
+            tiles(rows, 1, left, BANDED, t)
     elif t.image != NULL:
-        tile(rows, 2, packed, FUSED, t)
+        tiles(rows, 2, left, FUSED, t)
     elif vectors == 2:
-        tile(rows, 2, packed, PANEL, t)
+        tiles(rows, 2, left, PANEL, t)
     else:
-        tile(rows, 1, packed, PANEL, t)
+        tiles(rows, 1, left, PANEL, t)
 
 
-cdef inline void micro_kernel(const bint packed, int rows, int vectors, Tile* t) noexcept nogil:
-    """One instance of `tile` for each height: M is cut into even blocks, so that none is wasted."""
+cdef inline void micro_kernel(const Left left, int rows, int vectors, Tile* t) noexcept nogil:
+    """One instance of `tiles` for each height: M is cut into even blocks, so that none is wasted."""
     if rows == 1:
-        tile_of_height(1, packed, vectors, t)
+        tiles_of_height(1, left, vectors, t)
     elif rows == 2:
-        tile_of_height(2, packed, vectors, t)
+        tiles_of_height(2, left, vectors, t)
     elif rows == 3:
-        tile_of_height(3, packed, vectors, t)
+        tiles_of_height(3, left, vectors, t)
     elif rows == 4:
-        tile_of_height(4, packed, vectors, t)
+        tiles_of_height(4, left, vectors, t)
     elif rows == 5:
-        tile_of_height(5, packed, vectors, t)
+        tiles_of_height(5, left, vectors, t)
     elif rows == 6:
-        tile_of_height(6, packed, vectors, t)
+        tiles_of_height(6, left, vectors, t)
     elif MR > 6:
         if rows == 7:
-            tile_of_height(7, packed, vectors, t)
+            tiles_of_height(7, left, vectors, t)
         elif rows == 8:
-            tile_of_height(8, packed, vectors, t)
+            tiles_of_height(8, left, vectors, t)
         elif rows == 9:
-            tile_of_height(9, packed, vectors, t)
+            tiles_of_height(9, left, vectors, t)
         elif rows == 10:
-            tile_of_height(10, packed, vectors, t)
+            tiles_of_height(10, left, vectors, t)
         elif rows == 11:
-            tile_of_height(11, packed, vectors, t)
+            tiles_of_height(11, left, vectors, t)
         elif rows == 12:
-            tile_of_height(12, packed, vectors, t)
+            tiles_of_height(12, left, vectors, t)
         elif rows == 13:
-            tile_of_height(13, packed, vectors, t)
+            tiles_of_height(13, left, vectors, t)
         else:
-            tile_of_height(14, packed, vectors, t)
+            tiles_of_height(14, left, vectors, t)

@@ -76,6 +76,16 @@ static inline vec vset1(real x) { return x - (vec){0}; }
 static inline vec vadd(vec a, vec b) { return a + b; }
 static inline vec vmul(vec a, vec b) { return a * b; }
 static inline vec vfma(vec a, vec b, vec c) { return a * b + c; }
+/* c + a * b, in the register of c: gcc is free to overwrite a, and then moves a whole tile around. */
+static inline vec vfma_onto(vec c, vec a, vec b) {
+#if defined(__FMA__) && !defined(__AVX512F__) && !defined(FC_WIDE)
+    if (sizeof(real) == 4) __asm__("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    else __asm__("vfmadd231pd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+#else
+    return vfma(a, b, c);
+#endif
+}
 
 /* max(x, 0) that hands a NaN through: only lanes that compare below zero are cleared. */
 static inline vec vrelu(vec x) {

@@ -15,7 +15,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
-from fastconv.kernels.gemm_micro cimport Ahead, Tile, micro_kernel
+from fastconv.kernels.gemm_micro cimport ROWS, Ahead, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, larger, list_runs, pack_pixels, panel_width, plane_size, smaller,
 )
@@ -216,10 +216,11 @@ cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, real* p
         tile.columns = width
         for block in range(blocks):
             row = block * rows // blocks
+            tile.blocks = 1
             tile.a = left + row * stride
             tile.out = sums + row * sums_stride + column
             tile.start = NULL if first else tile.out
-            micro_kernel(False, <int> ((block + 1) * rows // blocks - row), 2 if width == NR else 1, &tile)
+            micro_kernel(ROWS, <int> ((block + 1) * rows // blocks - row), 2 if width == NR else 1, &tile)
         tile.b += width * pixels
         column += width
 
