@@ -45,6 +45,8 @@ STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, wit
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 BAND_FILL = 0.8  # share of a row's vectors that outputs must fill for bands to beat im2col panels
 MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
+SHORT_DEPTH = 32  # up to here the writing of large outputs decides: then ...
+WRITTEN_ROWS = 32  # ... as many rows at a time as there are streams that a prefetcher follows
 BAND_BYTES = 1 << 20  # the largest band of a thread
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 
@@ -102,6 +104,9 @@ def _blocking(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
     geometry["row_block"] = max(l2_bytes() // 4 // column_bytes, 64)
     if blocks > 1:
         column_bytes += int(geometry["rows"]) * dtype.itemsize
+    written = int(geometry["rows"]) * int(geometry["out_size"].prod()) * dtype.itemsize
+    if channels * taps <= SHORT_DEPTH and written > l2_bytes() and not geometry["stream"]:
+        geometry["row_block"] = WRITTEN_ROWS
     geometry["pixel_block"] = min(max(l2_bytes() // 2 // column_bytes, 64), MOST_PIXELS)
 
 

@@ -77,9 +77,12 @@ cdef enum Right:
     BANDED
 
 
-cdef inline void multiply(const int rows, const int vectors, const Right right, vec* acc, const real* a,
+cdef inline void multiply(const int rows, const int vectors, const Right right, vec* acc, const real** a,
                           Py_ssize_t a_row, const real* b, Py_ssize_t b_step, real* kept) noexcept nogil:
-    """One step of the depth: acc[i, j] += a[i] * b[j]; a fused tile keeps b, and fetches what it will read."""
+    """One step of the depth: acc[i, j] += a[i] * b[j]; a fused tile keeps b, and fetches what it will read.
+
+    a holds the address of every fourth row: far fewer than rows, and the rows between are one index away.
+    """
     cdef vec[NV] b_row
     cdef vec a_value
     cdef int i, j
@@ -92,7 +95,7 @@ cdef inline void multiply(const int rows, const int vectors, const Right right, 
     if right == FUSED:
         prefetch_near(b + AHEAD * b_step + vectors * VL - 1)
     for i in range(rows):
-        a_value = vset1(a[i * a_row])
+        a_value = vset1(a[i // 4][i % 4 * a_row])
         for j in range(vectors):
             acc[i * NV + j] = vfma_onto(acc[i * NV + j], a_value, b_row[j])
 
@@ -149,18 +152,19 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
                        Tile* t) noexcept nogil:
     """What only changes from tile to tile stays in memory: every register belongs to the loop over k."""
     cdef vec[MR * NV] acc
-    cdef int i
+    cdef int i, j
     cdef Py_ssize_t k, a_row = t.a_row if left == ROWS else 1
     cdef Py_ssize_t a_step = 1 if left == ROWS else rows if left == BLOCKS else t.a_step
     cdef Py_ssize_t b_step = t.image_row if right == FUSED else vectors * VL
-    cdef const real* a
+    cdef const real* a[4]
     cdef const real* b
     cdef real* kept
     cdef const real* line
     cdef Py_ssize_t line_step, lines_left
 
     while t.blocks > 0:
-        a = t.a
+        for i in range(0, rows, 4):
+            a[i // 4] = t.a + i * a_row
         b = t.image if right == FUSED else t.b
         kept = t.b
         line = t.ahead.line
@@ -178,14 +182,16 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
                 if right == BANDED:
                     b = t.b + t.offsets[k * UNROLL + i]
                 multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
-                a += a_step
+                for j in range(0, rows, 4):
+                    a[j // 4] += a_step
                 b += b_step
                 kept += vectors * VL
         for k in range(t.depth // UNROLL * UNROLL, t.depth):
             if right == BANDED:
                 b = t.b + t.offsets[k]
             multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
-            a += a_step
+            for j in range(0, rows, 4):
+                a[j // 4] += a_step
             b += b_step
             kept += vectors * VL
         store_sums(rows, vectors, acc, t)
