@@ -78,8 +78,8 @@ cdef enum Right:
 
 
 cdef inline void multiply(const int rows, const int vectors, const Right right, vec* acc, const real** a,
-                          Py_ssize_t a_row, const real* b, Py_ssize_t b_step, real* kept) noexcept nogil:
-    """One step of the depth: acc[i, j] += a[i] * b[j]; a fused tile keeps b, and fetches what it will read.
+                          Py_ssize_t a_row, const real* b, real* kept) noexcept nogil:
+    """One step of the depth: acc[i, j] += a[i] * b[j]; a fused tile keeps b.
 
     a holds the address of every fourth row: far fewer than rows, and the rows between are one index away.
     """
@@ -89,15 +89,20 @@ cdef inline void multiply(const int rows, const int vectors, const Right right, 
     for j in range(vectors):
         b_row[j] = vload(b + j * VL)
         if right == FUSED:
-            if j * VL % LINE == 0:
-                prefetch_near(b + AHEAD * b_step + j * VL)
             vstore(kept + j * VL, b_row[j])
-    if right == FUSED:
-        prefetch_near(b + AHEAD * b_step + vectors * VL - 1)
     for i in range(rows):
         a_value = vset1(a[i // 4][i % 4 * a_row])
         for j in range(vectors):
             acc[i * NV + j] = vfma_onto(acc[i * NV + j], a_value, b_row[j])
+
+
+cdef inline void fetch_row(const int vectors, const real* row) noexcept nogil:
+    """Into L1, with every line that a row of the image touches."""
+    cdef int j
+    for j in range(vectors):
+        if j * VL % LINE == 0:
+            prefetch_near(row + j * VL)
+    prefetch_near(row + vectors * VL - 1)
 
 
 cdef inline void start_sums(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
@@ -161,12 +166,17 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
     cdef real* kept
     cdef const real* line
     cdef Py_ssize_t line_step, lines_left
+    cdef const real* coming      # row of the image to fetch: of this panel, then of the one beside it
+    cdef Py_ssize_t rows_left
 
     while t.blocks > 0:
         for i in range(0, rows, 4):
             a[i // 4] = t.a + i * a_row
         b = t.image if right == FUSED else t.b
         kept = t.b
+        if right == FUSED:
+            rows_left = t.depth - AHEAD
+            coming = t.image + (AHEAD * b_step if rows_left > 0 else vectors * VL)
         line = t.ahead.line
         line_step = t.ahead.step
         lines_left = t.ahead.left
@@ -181,7 +191,13 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
             for i in range(UNROLL):
                 if right == BANDED:
                     b = t.b + t.offsets[k * UNROLL + i]
-                multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
+                if right == FUSED:
+                    fetch_row(vectors, coming)
+                    coming += b_step
+                    rows_left -= 1
+                    if rows_left == 0:
+                        coming = t.image + vectors * VL
+                multiply(rows, vectors, right, acc, a, a_row, b, kept)
                 for j in range(0, rows, 4):
                     a[j // 4] += a_step
                 b += b_step
@@ -189,7 +205,7 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
         for k in range(t.depth // UNROLL * UNROLL, t.depth):
             if right == BANDED:
                 b = t.b + t.offsets[k]
-            multiply(rows, vectors, right, acc, a, a_row, b, b_step, kept)
+            multiply(rows, vectors, right, acc, a, a_row, b, kept)
             for j in range(0, rows, 4):
                 a[j // 4] += a_step
             b += b_step
