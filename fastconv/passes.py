@@ -43,6 +43,7 @@ SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, w
 SPLIT_PIXELS = 1024  # least pixels of one of them
 STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, without reading them first
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
+PAGE = 4096  # columns of weights this far apart, or a multiple, share a few lines of each cache: pack them
 BAND_FILL = 0.8  # share of a row's vectors that outputs must fill for bands to beat im2col panels
 MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
 SHORT_DEPTH = 32  # up to here the writing of large outputs decides: then ...
@@ -186,7 +187,8 @@ def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], 
         return PACKED
     if along:
         return IN_PLACE_ROWS
-    if len(table) == 1 and geometry["weight_row"] == 1 and table[0, 3] == 0:
+    crowded = int(geometry["weight_channel"]) * itemsize % PAGE == 0
+    if len(table) == 1 and geometry["weight_row"] == 1 and table[0, 3] == 0 and not crowded:
         return IN_PLACE_COLUMNS
     return PACKED
 

@@ -67,7 +67,7 @@ cdef struct Panel:
 
 cdef enum:
     FEW_PIXELS = 4 * NR  # in a tile: then the weights are the larger stream
-    SLICE = 16  # channels that a thread packs at a time
+    SLICE = 8  # channels that a thread packs at a time
 
 
 # How the work is cut: `segments` stretches of pixels, each in `tiles` tiles, times `spans` of rows.

@@ -229,13 +229,18 @@ cdef inline void pack_weights(const Geometry* g, const Tap* taps, const real* we
     cdef Py_ssize_t first = row_start(g, block)
     cdef Py_ssize_t rows = row_start(g, block + 1) - first
     cdef Py_ssize_t _c, t, r
+    cdef const real* end = to + channels * g.taps * rows
+    cdef bint whole = g.weight_row == 1 and first + ceil_div(rows, VL) * VL <= g.rows
     cdef const real* source = weight + first * g.weight_row + channel * g.weight_channel
     if in_order(g, taps):
         interleave(source, g.weight_row, rows, channels * g.taps, to)
         return
     for _c in range(channels):
         for t in range(g.taps):
-            if g.weight_row == 1:
+            if whole and end - to >= rows + VL:
+                for r in range(ceil_div(rows, VL)):  # what this writes beyond its `rows` comes next
+                    vstore(to + r * VL, vload(source + taps[t].weight + r * VL))
+            elif g.weight_row == 1:
                 copy_row(to, source + taps[t].weight, rows)
             else:
                 for r in range(rows):

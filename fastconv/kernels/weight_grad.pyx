@@ -198,7 +198,7 @@ cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, real* p
     """sums[i, j] (+)= sum over the chunk of left[i, p] * panels[p, j], in even blocks of at most MR rows."""
     cdef Tile tile
     cdef Ahead ahead
-    cdef Py_ssize_t blocks = ceil_div(rows, MR), block, row, column = 0, width
+    cdef Py_ssize_t blocks = ceil_div(rows, MR), height = rows // blocks, taller = rows % blocks, column = 0, width
     memset(&ahead, 0, sizeof(Ahead))
     ahead.line = panels
     tile.depth = pixels
@@ -214,13 +214,15 @@ cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, real* p
     while column < columns:
         width = panel_width(columns - column)
         tile.columns = width
-        for block in range(blocks):
-            row = block * rows // blocks
-            tile.blocks = 1
-            tile.a = left + row * stride
-            tile.out = sums + row * sums_stride + column
-            tile.start = NULL if first else tile.out
-            micro_kernel(ROWS, <int> ((block + 1) * rows // blocks - row), 2 if width == NR else 1, &tile)
+        tile.a = left
+        tile.out = sums + column
+        tile.start = NULL if first else tile.out
+        tile.blocks = taller
+        tile.a_block = (height + 1) * stride
+        micro_kernel(ROWS, <int> height + 1, 2 if width == NR else 1, &tile)
+        tile.blocks = blocks - taller
+        tile.a_block = height * stride
+        micro_kernel(ROWS, <int> height, 2 if width == NR else 1, &tile)
         tile.b += width * pixels
         column += width
 
