@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv.arrays import LINE
 from fastconv.engine import load
 from fastconv.problem import ConvProblem
 
@@ -41,7 +42,9 @@ LARGE_L2 = 1 << 20  # from here on panels stream from L2 as fast, and twice the 
 SMALL_PLANE = 128  # pixels of an output plane: below it chunks of a weight gradient span images
 SPLIT_UNITS = 16  # independent sums that a weight gradient offers to threads, where its pixels allow
 SPLIT_PIXELS = 1024  # least pixels of one of them
-STREAM_BYTES = 16 << 20  # outputs from here on are written past the caches, without reading them first
+STREAM_BYTES = 4 << 20  # outputs from here on are written past the caches, without reading them first ...
+STREAM_HALVES_BYTES = 16 << 20  # ... or from here, where a line takes two stores and little is computed
+STREAM_DEPTH = 64  # the least depth that is no longer little
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 PAGE = 4096  # columns of weights this far apart, or a multiple, share a few lines of each cache: pack them
 BAND_FILL = 0.8  # share of a row's vectors that outputs must fill for bands to beat im2col panels
@@ -144,12 +147,23 @@ def make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dty
     for name, value in fields.items():
         geometry[name] = value
     geometry["taps"] = len(table)
-    outputs = int(geometry["batch"]) * int(geometry["out_image"])
-    geometry["stream"] = outputs * dtype.itemsize >= STREAM_BYTES
+    geometry["stream"] = _streams(geometry, dtype)
     _blocking(geometry, dtype)
     _collapse(geometry, table)
     geometry["bands"] = _takes_bands(geometry, table, dtype)
     return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
+
+
+def _streams(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
+    """Are outputs to be written past the caches: so many that this beats reading their lines first?
+
+    A line that takes two stores may leave in halves, the more so the less there is to compute between them.
+    """
+    outputs = int(geometry["batch"]) * int(geometry["out_image"]) * dtype.itemsize
+    vector_bytes = load(dtype).machine.tile()[2] * dtype.itemsize
+    depth = int(geometry["channels"]) * int(geometry["taps"])
+    in_halves = vector_bytes < LINE and depth < STREAM_DEPTH
+    return outputs >= (STREAM_HALVES_BYTES if in_halves else STREAM_BYTES)
 
 
 def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
