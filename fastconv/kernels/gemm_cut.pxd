@@ -1,0 +1,87 @@
+"""How the work of a matrix product is cut for threads, and the scratch memory that each of them needs."""
+
+from fastconv.kernels.gemm_band cimport Band, band_elements, shape_band
+from fastconv.kernels.gemm_pack cimport Run, ceil_div, larger, plane_size, row_blocks, smaller
+from fastconv.kernels.geometry cimport Geometry, Tap
+from fastconv.kernels.simd cimport MR, NR, VL, real
+
+
+# How the work is cut: `segments` stretches of pixels, each in `tiles` tiles, times `spans` of rows.
+cdef struct Partition:
+    Py_ssize_t segments
+    Py_ssize_t segment_pixels
+    Py_ssize_t tiles
+    Py_ssize_t tile_pixels
+    Py_ssize_t spans
+
+
+cdef inline Py_ssize_t depth_of(const Geometry* g) noexcept nogil:
+    return smaller(g.depth_block, g.channels) * g.taps
+
+
+cdef inline Partition cut(const Geometry* g, Py_ssize_t threads) noexcept nogil:
+    """The cut with the least work on the busiest thread, counting 3 rows for the packing of a panel.
+
+    Tiles are whole vectors, or whole rows of outputs where these are read from bands. An image is a
+    segment of its own unless its last vector would be mostly empty; then the batch is one.
+    """
+    cdef Partition best, trial
+    cdef Py_ssize_t plane = plane_size(g), vectors, tiles, spans, units, cost, best_cost = -1
+    cdef Py_ssize_t blocks = row_blocks(g)
+    cdef Py_ssize_t grain = g.out_size[2] if g.bands else VL
+    cdef bint whole_vectors = g.bands or ceil_div(plane, VL) * VL * 32 <= plane * 33
+    best.segments = g.batch if whole_vectors else 1
+    best.segment_pixels = plane if whole_vectors else plane * g.batch
+    vectors = ceil_div(best.segment_pixels, grain)
+    best.tiles = ceil_div(vectors, larger(g.pixel_block // grain, 1))
+    best.spans = 1
+    trial = best
+    for spans in range(1, smaller(threads, blocks) + 1):
+        for tiles in range(best.tiles, smaller(vectors, best.tiles + threads) + 1):
+            units = ceil_div(g.groups * best.segments * tiles * spans, threads)
+            cost = units * ceil_div(vectors, tiles) * (ceil_div(blocks, spans) * MR + 3)
+            if best_cost < 0 or cost < best_cost:
+                best_cost = cost
+                trial.tiles = tiles
+                trial.spans = spans
+    trial.tile_pixels = ceil_div(vectors, trial.tiles) * grain
+    trial.tiles = ceil_div(best.segment_pixels, trial.tile_pixels)
+    return trial
+
+
+cdef inline Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
+    return ceil_div(size, 64) * 64
+
+
+cdef inline Py_ssize_t panel_count(const Geometry* g, Py_ssize_t pixels) noexcept nogil:
+    """Panels of a tile: of its pixels, or of each of its rows."""
+    if g.bands:
+        return pixels // g.out_size[2] * ceil_div(g.out_size[2], NR)
+    return ceil_div(pixels, NR)
+
+
+cdef inline Py_ssize_t band_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:
+    cdef Band band = shape_band(g, taps, p.tile_pixels // g.out_size[2])
+    return aligned(band_elements(g, &band) * <Py_ssize_t> sizeof(real))
+
+
+cdef inline Py_ssize_t panels_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:
+    """The pixels of a tile for one block of the depth: as panels, or as a band and its offsets."""
+    if g.bands:
+        return band_size(g, taps, p) + aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t))
+    return aligned(panel_count(g, p.tile_pixels) * NR * depth_of(g) * <Py_ssize_t> sizeof(real))
+
+
+cdef inline Py_ssize_t sums_size(const Geometry* g, const Partition* p) noexcept nogil:
+    if depth_of(g) == g.channels * g.taps:
+        return 0
+    return aligned(ceil_div(row_blocks(g), p.spans) * MR * panel_count(g, p.tile_pixels) * NR
+                   * <Py_ssize_t> sizeof(real))
+
+
+cdef inline Py_ssize_t runs_size(const Partition* p) noexcept nogil:
+    return aligned((p.tile_pixels + ceil_div(p.tile_pixels, NR)) * <Py_ssize_t> sizeof(Run))
+
+
+cdef inline Py_ssize_t thread_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:
+    return panels_size(g, taps, p) + sums_size(g, p) + runs_size(p)

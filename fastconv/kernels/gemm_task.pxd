@@ -1,0 +1,301 @@
+"""A task of the matrix product: a tile of pixels times a span of rows, over the whole depth.
+
+Pixels are packed for one block of the depth at a time; panels of NR of them then meet blocks of rows in
+the micro-kernel, and what it returns goes to the output, or waits for the next block of the depth.
+"""
+
+from fastconv.kernels.gemm_band cimport Band, fill_band, list_offsets, shape_band
+from fastconv.kernels.gemm_cut cimport depth_of, panel_count
+from fastconv.kernels.gemm_micro cimport BLOCKS, COLUMNS, LINE, ROWS, Ahead, Tile, micro_kernel
+from fastconv.kernels.gemm_pack cimport (
+    Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels, panel_width,
+    plane_size, smaller,
+)
+from fastconv.kernels.geometry cimport Geometry, Tap
+from fastconv.kernels.simd cimport MR, NR, VL, is_vec_aligned, real
+
+cdef enum:
+    FEW_PIXELS = 4 * NR  # in a tile: then the weights are the larger stream
+
+
+# Where the micro-kernel finds the weights: rows of W in place, columns of W in place (a transposed
+# 1x1 kernel), or blocks packed in this call, or before it by `pack`.
+cdef enum Source:
+    IN_PLACE_ROWS = 0
+    IN_PLACE_COLUMNS = 1
+    PACKED = 2
+
+
+cdef struct Task:
+    const Geometry* geometry
+    const Tap* taps
+    const real* input            # of the group, likewise below
+    const real* next_input       # of the unit that comes next, probably
+    const real* weight           # in place, or the first packed block
+    const real* bias
+    real* out
+    Source source
+    bint side_by_side            # outputs of one channel and image lie so
+    bint dense                   # full panels are packed by the first tile that reads them
+    Py_ssize_t height            # of the blocks of rows: `extra` of them have one row more
+    Py_ssize_t extra
+    Py_ssize_t first_pixel
+    Py_ssize_t pixels
+    Py_ssize_t first_block       # of rows
+    Py_ssize_t last_block
+    Py_ssize_t packed_block      # the block of rows where packed weights begin, and their number of rows
+    Py_ssize_t packed_rows
+    real* panels
+    real* sums                   # between depth blocks: [rows of the task][sums_row = panels * NR]
+    Py_ssize_t sums_row
+    Run* runs
+    Py_ssize_t* offsets          # of the rows of a banded panel, or NULL
+
+
+# Up to NR columns of one block of the depth, and where their results go.
+cdef struct Panel:
+    Py_ssize_t pixel             # its first
+    Py_ssize_t columns
+    real* b
+    const real* image            # its pixels in the input, where the first tile packs them
+    real* stretch                # its pixels in the output, where they lie side by side
+    Py_ssize_t sums              # its first column in the waiting sums
+
+
+cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t pixel,
+                          Py_ssize_t columns, const real* values) noexcept nogil:
+    """One tile of the result to an output whose pixels do not lie side by side."""
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t i, rest, offset
+    cdef Py_ssize_t column = 0, length, j, step = g.out_axis[2]
+    cdef real* to
+    while column < columns:
+        rest = (pixel + column) % plane_size(g)
+        offset = (pixel + column) // plane_size(g) * g.out_image + rest % g.out_size[2] * step
+        length = smaller(g.out_size[2] - rest % g.out_size[2], columns - column)
+        rest = rest // g.out_size[2]
+        offset += rest % g.out_size[1] * g.out_axis[1] + rest // g.out_size[1] * g.out_axis[0]
+        for i in range(rows):
+            to = task.out + offset + (row + i) * g.out_row
+            if step == 1:
+                copy_row(to, values + i * NR + column, length)
+            else:
+                for j in range(length):
+                    to[j * step] = values[i * NR + column + j]
+        column += length
+
+
+cdef inline void compute_tiles(Source source, int rows, int vectors, Tile* tile) noexcept nogil:
+    if source == PACKED:
+        micro_kernel(BLOCKS, rows, vectors, tile)
+    elif source == IN_PLACE_ROWS:
+        micro_kernel(ROWS, rows, vectors, tile)
+    else:
+        micro_kernel(COLUMNS, rows, vectors, tile)
+
+
+cdef inline Py_ssize_t start_of(const Task* task, Py_ssize_t block) noexcept nogil:
+    return even_start(task.height, task.extra, block)
+
+
+cdef inline void aim_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t channel,
+                      Py_ssize_t channels, Tile* tile) noexcept nogil:
+    """Points the tile at the weights of one block of rows and one block of the depth."""
+    cdef const Geometry* g = task.geometry
+    tile.depth = channels * g.taps
+    if task.source == PACKED:
+        tile.a_block = rows * tile.depth
+        tile.a = task.weight + (channel * g.taps * task.packed_rows
+                                + (row - start_of(task, task.packed_block)) * tile.depth)
+    else:
+        tile.a_row = g.weight_row
+        tile.a_step = g.weight_channel
+        tile.a_block = rows * g.weight_row
+        tile.a = task.weight + row * g.weight_row + channel * g.weight_channel
+
+
+cdef inline void look_ahead(const Task* task, Py_ssize_t channel, Ahead* ahead) noexcept nogil:
+    """Aims at the image of the block of the depth at `channel`, or at that of the next unit if it was the last."""
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t plane = plane_size(g)
+    cdef const real* start = task.next_input
+    ahead.step = ahead.total = ahead.left = ahead.jump = 0
+    ahead.line = task.panels
+    if not task.dense:
+        return
+    if channel < g.channels:
+        start = (task.input + task.first_pixel // plane * g.in_image + task.first_pixel % plane
+                 + channel * g.in_channel)
+    if start == NULL:
+        return
+    ahead.line = start
+    ahead.step = LINE
+    ahead.lines = ceil_div(task.pixels, LINE)
+    ahead.left = ahead.lines
+    ahead.jump = g.in_channel - ahead.lines * LINE
+    ahead.total = ahead.lines * smaller(g.depth_block, g.channels)
+
+
+cdef inline void look_at_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t channel,
+                          Py_ssize_t channels, Ahead* ahead) noexcept nogil:
+    """Aims at the weights in place of the block of rows that comes next: few pixels, much to read."""
+    cdef const Geometry* g = task.geometry
+    if row >= g.rows:
+        return
+    ahead.line = task.weight + row * g.weight_row + channel * g.weight_channel
+    ahead.step = LINE
+    if task.source == IN_PLACE_ROWS:
+        ahead.lines = ceil_div(channels * g.taps, LINE)
+        ahead.jump = g.weight_row - ahead.lines * LINE
+        ahead.total = ahead.lines * rows
+    else:
+        ahead.lines = 1
+        ahead.jump = g.weight_channel - LINE
+        ahead.total = channels
+    ahead.left = ahead.lines
+
+
+cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row, bint closes, real* values,
+                     Tile* tile) noexcept nogil:
+    """Where a tile's sums go: to the output, to `values` on their way there, or to wait for more depth."""
+    cdef const Geometry* g = task.geometry
+    if not closes:
+        tile.out = task.sums + (row - start_of(task, task.first_block)) * tile.start_row + panel.sums
+        tile.out_row = tile.start_row
+    elif panel.stretch != NULL:
+        tile.out = panel.stretch + row * g.out_row
+        tile.out_row = g.out_row
+    else:
+        tile.out = values
+        tile.out_row = NR
+    tile.stream = (closes and panel.stretch != NULL and g.stream and g.out_row % VL == 0
+                   and is_vec_aligned(tile.out))
+
+
+cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t first_block, Py_ssize_t last_block,
+                    Py_ssize_t channel, Py_ssize_t channels, Ahead* ahead) noexcept nogil:
+    """One panel of pixels against blocks of rows, for one block of the depth.
+
+    Blocks of the same height go to the micro-kernel together, unless each has something of its own to do.
+    """
+    cdef const Geometry* g = task.geometry
+    cdef real[MR * NR] values
+    cdef Tile tile
+    cdef Py_ssize_t block = first_block, blocks, row, rows
+    cdef Py_ssize_t width = panel_width(panel.columns)
+    cdef bint opens = channel == 0, closes = channel + channels == g.channels
+    cdef bint scattered = closes and panel.stretch == NULL
+    cdef bint looks_at_weights = task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0
+
+    tile.b = panel.b
+    tile.offsets = task.offsets
+    tile.image = panel.image if first_block == task.first_block else NULL
+    tile.image_row = g.in_channel
+    tile.ahead = ahead
+    tile.start_row = task.sums_row
+    tile.relu = closes and g.relu
+    tile.columns = panel.columns if closes and panel.stretch != NULL else width
+    while block < last_block:
+        row = start_of(task, block)
+        rows = task.height + (block < task.extra)
+        blocks = 1
+        if tile.image == NULL and not scattered and not looks_at_weights:
+            blocks = (smaller(task.extra, last_block) if block < task.extra else last_block) - block
+        tile.blocks = blocks
+        aim_weights(task, row, rows, channel, channels, &tile)
+        aim_output(task, panel, row, closes, values, &tile)
+        tile.start = NULL
+        if not opens:
+            tile.start = task.sums + (row - start_of(task, task.first_block)) * tile.start_row + panel.sums
+        tile.bias = NULL
+        if task.bias != NULL:
+            tile.bias = task.bias + row
+        if looks_at_weights:
+            look_at_weights(task, row + rows, rows, channel, channels, ahead)
+        compute_tiles(task.source, <int> rows, 2 if width == NR else 1, &tile)
+        tile.image = NULL
+        if scattered:
+            store_scattered(task, row, rows, panel.pixel, panel.columns, values)
+        block += blocks
+
+
+cdef inline Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t channel) noexcept nogil:
+    """Panel of a tile of pixels: in one stretch of the output where one image holds all its pixels."""
+    cdef const Geometry* g = task.geometry
+    cdef Panel p
+    cdef Py_ssize_t column = number * NR
+    p.pixel = task.first_pixel + column
+    cdef Py_ssize_t image = p.pixel // plane_size(g), place = p.pixel % plane_size(g)
+    cdef bint within
+    p.columns = smaller(NR, task.pixels - column)
+    within = place + p.columns <= plane_size(g)
+    p.sums = column
+    p.b = task.panels + column * depth_of(g)
+    p.image = NULL
+    p.stretch = NULL
+    if task.dense and within and p.columns == NR:
+        p.image = task.input + image * g.in_image + place + channel * g.in_channel
+    if task.side_by_side and within:
+        p.stretch = task.out + image * g.out_image + place
+    return p
+
+
+cdef inline Panel band_panel_at(const Task* task, const Band* band, Py_ssize_t number) noexcept nogil:
+    """Panel of a row of outputs, read from the band."""
+    cdef const Geometry* g = task.geometry
+    cdef Panel p
+    cdef Py_ssize_t across = ceil_div(g.out_size[2], NR)
+    cdef Py_ssize_t row = number // across, column = number % across * NR
+    p.pixel = task.first_pixel + row * g.out_size[2] + column
+    p.columns = smaller(NR, g.out_size[2] - column)
+    p.sums = number * NR
+    p.b = task.panels + row * g.step[1] * band.phases * band.length + column
+    p.image = NULL
+    p.stretch = NULL
+    if task.side_by_side:
+        p.stretch = task.out + p.pixel // plane_size(g) * g.out_image + p.pixel % plane_size(g)
+    return p
+
+
+cdef inline void run_blocks(const Task* task, const Band* band, Py_ssize_t channel, Py_ssize_t channels,
+                     Ahead* ahead) noexcept nogil:
+    """All rows and panels of a task, for one block of the depth that is packed."""
+    cdef Py_ssize_t per_block = larger(task.geometry.row_block // MR, 1), block = task.first_block, number
+    cdef Panel panel
+    while block < task.last_block:
+        for number in range(panel_count(task.geometry, task.pixels)):
+            panel = band_panel_at(task, band, number) if task.geometry.bands else panel_at(task, number, channel)
+            run_panel(task, &panel, block, smaller(block + per_block, task.last_block), channel, channels, ahead)
+        block += per_block
+
+
+cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
+    """All blocks of the depth, one after the other: its pixels are packed, then multiplied.
+
+    Where pixels are read from bands, a full tile has `tile_rows` rows of outputs.
+    """
+    cdef const Geometry* g = task.geometry
+    cdef Band band
+    cdef Py_ssize_t channel = 0, channels, runs = 0
+    cdef Py_ssize_t row = task.first_pixel % plane_size(g) // g.out_size[2]
+    cdef const real* image = task.input + task.first_pixel // plane_size(g) * g.in_image
+    cdef Ahead ahead
+    if g.bands:
+        band = shape_band(g, task.taps, tile_rows)
+        list_offsets(g, task.taps, &band, task.offsets)
+    else:
+        runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels, task.panels,
+                         depth_of(g), task.runs)
+        if task.dense:
+            runs = drop_full(task.runs, runs)
+    while channel < g.channels:
+        channels = smaller(g.depth_block, g.channels - channel)
+        if g.bands:
+            fill_band(g, &band, image + channel * g.in_channel, row, tile_rows - task.pixels // g.out_size[2],
+                      channels, task.panels)
+        else:
+            pack_pixels(g, task.taps, channel, channels, task.runs, runs)
+            clear_tail(task.pixels, task.panels, depth_of(g), channels * g.taps)
+        look_ahead(task, channel + channels, &ahead)
+        run_blocks(task, &band, channel, channels, &ahead)
+        channel += channels
