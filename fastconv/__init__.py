@@ -3,6 +3,7 @@
 The rooms, from the top; each imports only rooms below it:
 
     demo  verify  config             python -m fastconv: a CNN on digits, every gradient checked, the set-up
+    signal/                          SciPy's names and arguments: correlate2d, convolve2d, correlate, convolve
     prepare                          convolutions with weights packed once
     conv  pool  dense                the public operations: check, plan, allocate, call
     calls                            binds a plan to the kernel entry that carries it out
@@ -19,6 +20,7 @@ The rooms, from the top; each imports only rooms below it:
     _engines/                        the kernels compiled, once for each (isa, dtype)
 """
 
+from fastconv import signal
 from fastconv.config import show_config
 from fastconv.conv import (
     ConvGradients,
@@ -70,6 +72,7 @@ __all__ = [
     "relu_backward",
     "set_num_threads",
     "show_config",
+    "signal",
     "softmax",
     "softmax_backward",
     "threads",
