@@ -112,7 +112,8 @@ def last_axes(slices: Sequence[slice]) -> Any:
 
 def reverse(array: Array, axes: int) -> Array:
     """A view with the last `axes` axes reversed."""
-    return array[last_axes((slice(None, None, -1),) * axes)]
+    view: Array = array[last_axes((slice(None, None, -1),) * axes)]
+    return view
 
 
 def extended(image: Array, kernel: Sequence[int], window: Window, boundary: str, fill: Any) -> Array:
