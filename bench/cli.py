@@ -14,7 +14,7 @@ from bench import machine, report, results, tables
 from bench.peers import ALL_PEERS, PEERS, Peer
 from bench.runner import ALLOCATORS, PeerError, Runner
 from bench.shapes import DIRECTIONS, Case
-from bench.suites import QUICK_LAYERS, SUITES, layers_of
+from bench.suites import PEERS_OF_SUITE, QUICK_LAYERS, SUITES, layers_of
 
 ISA_CHOICES = ("native", "baseline", "avx2", "avx512")
 
@@ -52,13 +52,12 @@ def add_case_options(
     layers: str,
 ) -> None:
     add, every_core = parser.add_argument, sorted({1, machine.cores()})
-    default_peers = [peer.name for peer in ALL_PEERS if peer.by_default]
     add("--suite", choices=SUITES, default="gemm")
     add("--layers", default=layers, metavar="REGEX", help="only layers whose name matches")
     add("--batch", type=int, nargs="+", default=batch)
     add("--threads", type=int, nargs="+", default=every_core)
     add("--directions", nargs="+", choices=DIRECTIONS, default=directions)
-    add("--peers", nargs="+", choices=PEERS, default=default_peers)
+    add("--peers", nargs="+", choices=PEERS, help="by default those of the suite")
     add("--rounds", type=int, default=rounds)
     add("--allocator", choices=ALLOCATORS, default="keep", help="see bench/README.md")
     add("--isa", choices=ISA_CHOICES, default="native", help="cap every peer that can be capped")
@@ -66,7 +65,7 @@ def add_case_options(
 
 def run_compare(options: argparse.Namespace) -> int:
     isa = machine.best_isa() if options.isa == "native" else options.isa
-    peers, note = choose_peers(options.peers, isa)
+    peers, note = choose_peers(options.peers or default_peers(options.suite), isa)
     found = results.load(results.RESULTS / f"{machine.cpu_slug()}-{isa}.json")
     if not options.keep:
         found = results.Results(found.path)
@@ -78,6 +77,11 @@ def run_compare(options: argparse.Namespace) -> int:
     keys = {case.key for case in wanted}
     print_tables(found, [found.cases[key] for key in found.cases if key in keys])
     return 0
+
+
+def default_peers(suite: str) -> list[str]:
+    usual = [peer.name for peer in ALL_PEERS if peer.by_default]
+    return list(PEERS_OF_SUITE.get(suite, usual))
 
 
 def choose_peers(names: list[str], isa: str) -> tuple[list[Peer], str]:

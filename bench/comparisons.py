@@ -40,6 +40,15 @@ COMPARISONS = (
         ("torch_channels_last",),
         (INPUT_GRAD, WEIGHT_GRAD),
     ),
+    Comparison("filter vs OpenCV", "fastconv_signal", ("opencv",), (FORWARD,)),
+    Comparison(
+        "filter vs best SciPy transform",
+        "fastconv_signal",
+        ("scipy_fftconvolve", "scipy_oaconvolve"),
+        (FORWARD,),
+    ),
+    Comparison("filter vs SciPy correlate2d", "fastconv_signal", ("scipy_correlate2d",), (FORWARD,)),
+    Comparison("filter vs SciPy ndimage", "fastconv_signal", ("scipy_ndimage",), (FORWARD,)),
 )
 
 

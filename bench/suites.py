@@ -14,6 +14,19 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "winograd": {"resnet50": ("3x3",), "vgg16": ("3x3",)},
     "depthwise": {"mobilenetv2": ("depthwise",)},
+    "filters": {"filters": ("first",)},
+}
+
+# Suites whose rivals are not those of the others.
+PEERS_OF_SUITE = {
+    "filters": (
+        "fastconv_signal",
+        "opencv",
+        "scipy_correlate2d",
+        "scipy_fftconvolve",
+        "scipy_oaconvolve",
+        "scipy_ndimage",
+    ),
 }
 
 # `bench quick`: one layer of each character, from the suite that is asked for.

@@ -10,7 +10,7 @@ from bench.peers import PEERS
 from bench.results import CaseResult, Results
 from bench.shapes import DIRECTIONS, layers_by_name
 
-OURS = ("fastconv_plain", "fastconv_prepared")
+OURS = ("fastconv_plain", "fastconv_prepared", "fastconv_signal")
 
 
 def markdown(header: list[str], rows: Iterable[list[str]], text_columns: int) -> str:

@@ -45,6 +45,9 @@ TORCH_LIMITS = {
 }
 FASTCONV_LIMITS = {isa: {"FASTCONV_ISA": isa} for isa in ("baseline", "avx2", "avx512")}
 
+# SciPy's wheels have one path for every CPU: there is nothing to cap.
+SAME_EVERYWHERE: dict[str, dict[str, str]] = {isa: {} for isa in ("baseline", "avx2", "avx512")}
+
 # The first peer that is installed gives the output that the others are verified against.
 ALL_PEERS = (
     Peer("torch_nchw", "PyTorch NCHW", "torch", TORCH_LIMITS),
@@ -53,5 +56,11 @@ ALL_PEERS = (
     Peer("fastconv_plain", "fastconv", "fastconv", FASTCONV_LIMITS),
     Peer("fastconv_prepared", "fastconv prepared", "fastconv", FASTCONV_LIMITS),
     Peer("numpy_im2col", "NumPy im2col", "numpy", quiet_after=0.25, by_default=False),
+    Peer("fastconv_signal", "fastconv.signal", "fastconv", FASTCONV_LIMITS, by_default=False),
+    Peer("opencv", "OpenCV filter2D", "cv2", by_default=False),
+    Peer("scipy_correlate2d", "SciPy correlate2d", "scipy", SAME_EVERYWHERE, by_default=False),
+    Peer("scipy_fftconvolve", "SciPy fftconvolve", "scipy", SAME_EVERYWHERE, by_default=False),
+    Peer("scipy_oaconvolve", "SciPy oaconvolve", "scipy", SAME_EVERYWHERE, by_default=False),
+    Peer("scipy_ndimage", "SciPy ndimage", "scipy", SAME_EVERYWHERE, by_default=False),
 )
 PEERS = {peer.name: peer for peer in ALL_PEERS}

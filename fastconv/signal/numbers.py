@@ -30,9 +30,10 @@ WORD_BITS = 64
 # What overlap-save costs beside the direct method, in flops of the latter: for one step of a logarithm of an
 # element, and for a call. One-channel "same" filters, float32 and float64, 1 and 2 threads, AVX-512: equal at
 # 19x19 to 21x21 on 512x512 to 4096x4096; signals of 10^4 to 10^6 samples at 100 to 150 taps.
-FFT_FLOPS = 34.0
-FFT_CALL_FLOPS = 1.2e7
+FFT_FLOPS = 38.0
+FFT_CALL_FLOPS = 6e6
 SIGNAL_RATE = 2.4  # how many times slower a flop is in one dimension, where registers stay idle
+COMPLEX_COST = 2.5  # of a complex transform, in real ones
 # Rates of the direct method in narrower vectors; numpy.fft has no engines, and keeps its own.
 VECTOR_RATE = {64: 1.0, 32: 0.6, 16: 0.2}
 
@@ -89,23 +90,20 @@ def _floating(image: Array, kernel: Array, window: Window, method: str) -> Array
 def fft_pays(image: Array, kernel: Array, window: Window, whole: bool = False) -> bool:
     """Is overlap-save the faster method, by the measured costs above?
 
-    `whole` says that the numbers are integers, whose transforms are computed in float64.
+    `whole` says that the numbers are float32 in place of integers, whose transforms take float64.
     """
     batch = prod(image.shape[: image.ndim - kernel.ndim])
-    direct = float(direct_flops(kernel.shape, batch * prod(window.size)))
+    long = [axis for axis in range(kernel.ndim) if kernel.shape[axis] > 1]
+    vector = engine.load(kernel.real.dtype).machine.tile()[2] * kernel.real.itemsize
+    direct = direct_flops(kernel.shape, batch * prod(window.size)) / VECTOR_RATE.get(vector, 1.0)
+    direct *= (4 if kernel.dtype.kind == "c" else 1) * (SIGNAL_RATE if len(long) == 1 else 1)
     if direct < FFT_CALL_FLOPS:
         return False
-    long = [axis for axis in range(kernel.ndim) if kernel.shape[axis] > 1]
     sizes = tuple(window.size[axis] for axis in long)
     tiles = tiling(tuple(kernel.shape[axis] for axis in long), sizes)
     elements = tiles.elements(sizes) * batch * prod(window.size) // prod(sizes)
     transformed = elements * (FIXED_COST + log2(prod(tiles.tile))) * FFT_FLOPS
-    if image.dtype.kind == "c":
-        direct, transformed = 4 * direct, 2.5 * transformed
-    if whole and kernel.dtype == np.float32:
-        transformed *= 2
-    tile = engine.load(kernel.real.dtype).machine.tile()
-    direct *= (SIGNAL_RATE if len(long) == 1 else 1.0) / VECTOR_RATE.get(tile[2] * kernel.real.itemsize, 1.0)
+    transformed *= (COMPLEX_COST if kernel.dtype.kind == "c" else 1) * (2 if whole else 1)
     return bool(transformed + FFT_CALL_FLOPS < direct)
 
 
@@ -122,7 +120,7 @@ def _whole(image: Array, kernel: Array, window: Window, method: str) -> Array:
     for dtype, bits in ((np.float32, FLOAT32_BITS), (np.float64, FLOAT64_BITS)):
         if bound < 1 << bits:
             x, w = image.astype(dtype), kernel.astype(dtype)
-            fft = method == "fft" or (method == "auto" and fft_pays(x, w, window, whole=True))
+            fft = method == "fft" or (method == "auto" and fft_pays(x, w, window, whole=dtype == np.float32))
             if fft and bound >> FFT_BITS == 0:
                 return _rounded(correlate_fft(x.astype(float), w.astype(float), window), is_bool)
             if not fft:
