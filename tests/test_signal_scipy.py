@@ -1,7 +1,7 @@
 """SciPy's own tests of correlate, convolve, correlate2d and convolve2d, run against fastconv.signal.
 
-SciPy's test module is executed once more, under another name, with the four functions replaced: names that
-it imports, and those that it reaches through `signal`. SciPy itself stays as it is: other tests compare with it.
+SciPy's test module is executed once more, under another name, with the four functions replaced: the names
+that it imports, and those that it reaches through `signal`. SciPy itself stays as it is, for other tests.
 """
 
 import importlib.util

@@ -212,7 +212,8 @@ class _Job:
         self.axes = kernel.ndim
         self.size = result.shape[result.ndim - self.axes :]
         self.tiling = tiling(kernel.shape, self.size)
-        self.transform = _Transform(kernel, self.tiling.tile)
+        self.transform: _Transform | None = None
+        self.is_ready = threading.Event()
         # Products of spectra stay finite while every element is at most this.
         finfo, largest = np.finfo(kernel.dtype), np.abs(kernel).max(initial=0)
         room = float(finfo.max) ** 0.5 / prod(self.tiling.tile)
@@ -226,27 +227,34 @@ class _Job:
         groups = [places[first : first + per_group] for first in range(0, len(places), per_group)]
         enough = max(1, len(places) * prod(self.tiling.tile) // ELEMENTS_PER_THREAD)
         workers = min(get_num_threads(), len(groups), enough)
-        if workers == 1:
-            self.work(groups)
-            return
+        # Threads wake up while the kernel is transformed: that takes them as long as a tile.
         others = [
             _pool(workers - 1).submit(self.work, groups[worker::workers]) for worker in range(1, workers)
         ]
+        try:
+            self.transform = _Transform(self.kernel, self.tiling.tile)
+        finally:
+            self.is_ready.set()
         self.work(groups[::workers])
         for other in others:
             other.result()
 
     def work(self, groups: list[list[tuple[int, ...]]]) -> None:
         """Computes some of the groups, on one thread."""
-        tiles, *buffers = self.transform.buffers(len(groups[0]))
+        self.is_ready.wait()
+        transform = self.transform
+        if transform is None:  # the calling thread has failed, and says so
+            return
+        tiles, *buffers = transform.buffers(len(groups[0]))
         for group in groups:
             part = tiles[: len(group)]
             for tile, place in zip(part, group, strict=True):
                 self.read(tile, place)
             if self.limit < inf and not self.is_tame(part):
-                self.work_one_by_one(part, group, buffers)
+                for tile, place in zip(part, group, strict=True):
+                    self.work_on_one(transform, tile, place, buffers)
                 continue
-            outputs = self.transform.correlate(part, self.tiling.step, buffers)
+            outputs = transform.correlate(part, self.tiling.step, buffers)
             for output, place in zip(outputs, group, strict=True):
                 self.write(output, place)
 
@@ -255,15 +263,16 @@ class _Job:
         parts = tiles.view(self.kernel.real.dtype)
         return bool(parts.max() <= self.limit and parts.min() >= -self.limit)
 
-    def work_one_by_one(self, tiles: Array, group: list[tuple[int, ...]], buffers: list[Array]) -> None:
-        """A group that holds a tile which cannot be transformed: that one is computed directly."""
-        window = Window((0,) * self.axes, self.tiling.step)
-        for tile, place in zip(tiles, group, strict=True):
-            if self.is_tame(tile):
-                self.write(self.transform.correlate(tile[None], self.tiling.step, buffers)[0], place)
-            else:
-                needed = tuple(slice(s + k - 1) for s, k in zip(window.size, self.kernel.shape, strict=True))
-                self.write(correlate_direct(tile[needed], self.kernel, window), place)
+    def work_on_one(
+        self, transform: _Transform, tile: Array, place: tuple[int, ...], buffers: list[Array]
+    ) -> None:
+        """A tile of a group in which at least one cannot be transformed: that one is computed directly."""
+        step = self.tiling.step
+        if self.is_tame(tile):
+            self.write(transform.correlate(tile[None], step, buffers)[0], place)
+            return
+        needed = tuple(slice(s + k - 1) for s, k in zip(step, self.kernel.shape, strict=True))
+        self.write(correlate_direct(tile[needed], self.kernel, Window((0,) * self.axes, step)), place)
 
     def read(self, tile: Array, place: tuple[int, ...]) -> None:
         """Copies what a tile holds of the image, with zeros around."""
