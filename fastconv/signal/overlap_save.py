@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import inf, log2, prod, sqrt
@@ -212,8 +213,7 @@ class _Job:
         self.axes = kernel.ndim
         self.size = result.shape[result.ndim - self.axes :]
         self.tiling = tiling(kernel.shape, self.size)
-        self.transform: _Transform | None = None
-        self.is_ready = threading.Event()
+        self.transform = _Transform(kernel, self.tiling.tile)
         # Products of spectra stay finite while every element is at most this.
         finfo, largest = np.finfo(kernel.dtype), np.abs(kernel).max(initial=0)
         room = float(finfo.max) ** 0.5 / prod(self.tiling.tile)
@@ -224,37 +224,32 @@ class _Job:
         batches = [range(n) for n in self.result.shape[: self.result.ndim - self.axes]]
         places = list(itertools.product(*batches, *steps))
         per_group = max(1, GROUP_ELEMENTS // prod(self.tiling.tile))
-        groups = [places[first : first + per_group] for first in range(0, len(places), per_group)]
+        # Threads draw groups from one queue: one that wakes up late computes fewer.
+        self.groups = deque(places[first : first + per_group] for first in range(0, len(places), per_group))
         enough = max(1, len(places) * prod(self.tiling.tile) // ELEMENTS_PER_THREAD)
-        workers = min(get_num_threads(), len(groups), enough)
-        # Threads wake up while the kernel is transformed: that takes them as long as a tile.
-        others = [
-            _pool(workers - 1).submit(self.work, groups[worker::workers]) for worker in range(1, workers)
-        ]
-        try:
-            self.transform = _Transform(self.kernel, self.tiling.tile)
-        finally:
-            self.is_ready.set()
-        self.work(groups[::workers])
-        for other in others:
-            other.result()
+        others = min(get_num_threads(), len(self.groups), enough) - 1
+        helpers = [_pool(others).submit(self.work, per_group) for _ in range(others)]
+        self.work(per_group)
+        for helper in helpers:
+            if not helper.cancel():
+                helper.result()
 
-    def work(self, groups: list[list[tuple[int, ...]]]) -> None:
-        """Computes some of the groups, on one thread."""
-        self.is_ready.wait()
-        transform = self.transform
-        if transform is None:  # the calling thread has failed, and says so
-            return
-        tiles, *buffers = transform.buffers(len(groups[0]))
-        for group in groups:
+    def work(self, per_group: int) -> None:
+        """Computes groups of tiles, on one thread, until none is left."""
+        tiles, *buffers = self.transform.buffers(per_group)
+        while self.groups:
+            try:
+                group = self.groups.popleft()
+            except IndexError:  # another thread was faster
+                return
             part = tiles[: len(group)]
             for tile, place in zip(part, group, strict=True):
                 self.read(tile, place)
             if self.limit < inf and not self.is_tame(part):
                 for tile, place in zip(part, group, strict=True):
-                    self.work_on_one(transform, tile, place, buffers)
+                    self.work_on_one(tile, place, buffers)
                 continue
-            outputs = transform.correlate(part, self.tiling.step, buffers)
+            outputs = self.transform.correlate(part, self.tiling.step, buffers)
             for output, place in zip(outputs, group, strict=True):
                 self.write(output, place)
 
@@ -263,13 +258,11 @@ class _Job:
         parts = tiles.view(self.kernel.real.dtype)
         return bool(parts.max() <= self.limit and parts.min() >= -self.limit)
 
-    def work_on_one(
-        self, transform: _Transform, tile: Array, place: tuple[int, ...], buffers: list[Array]
-    ) -> None:
+    def work_on_one(self, tile: Array, place: tuple[int, ...], buffers: list[Array]) -> None:
         """A tile of a group in which at least one cannot be transformed: that one is computed directly."""
         step = self.tiling.step
         if self.is_tame(tile):
-            self.write(transform.correlate(tile[None], step, buffers)[0], place)
+            self.write(self.transform.correlate(tile[None], step, buffers)[0], place)
             return
         needed = tuple(slice(s + k - 1) for s, k in zip(step, self.kernel.shape, strict=True))
         self.write(correlate_direct(tile[needed], self.kernel, Window((0,) * self.axes, step)), place)

@@ -122,23 +122,23 @@ def extended(image: Array, kernel: Sequence[int], window: Window, boundary: str,
     "wrap" repeats the image, "symm" repeats it mirrored, each as often as a large kernel asks for; "fill"
     puts a number everywhere.
     """
-    lengths = [outputs + k - 1 for outputs, k in zip(window.size, kernel, strict=True)]
     sizes = image.shape[-2:]
+    lengths = [outputs + k - 1 for outputs, k in zip(window.size, kernel, strict=True)]
+    inside = [slice(-first, n - first) for first, n in zip(window.start, sizes, strict=True)]
+    whole = np.empty((*image.shape[:-2], *lengths), image.dtype)
     if boundary == "fill":
-        whole = np.full((*image.shape[:-2], *lengths), fill, image.dtype)
-        inside = []
-        for first, n in zip(window.start, sizes, strict=True):
-            inside.append(slice(-first, n - first))
-        part = whole[last_axes(inside)]
-        part[...] = image[..., : part.shape[-2], : part.shape[-1]]
+        whole.fill(fill)
+    middle = whole[last_axes(inside)]
+    middle[...] = image[..., : middle.shape[-2], : middle.shape[-1]]
+    if boundary == "fill":
         return whole
-    rows, columns = (first + np.arange(length) for first, length in zip(window.start, lengths, strict=True))
-    if boundary == "wrap":
-        rows, columns = rows % sizes[0], columns % sizes[1]
-    else:
-        rows, columns = mirrored(rows, sizes[0]), mirrored(columns, sizes[1])
-    around: Array = image[..., rows[:, None], columns]
-    return around
+    # The columns beside the image first, then whole rows above and below.
+    for axis, spread in ((1, whole), (0, whole.swapaxes(-1, -2))):
+        first, n, length = window.start[axis], sizes[axis], lengths[axis]
+        outside = np.concatenate([np.arange(-first), np.arange(n - first, length)])
+        within = (outside + first) % n if boundary == "wrap" else mirrored(outside + first, n)
+        spread[..., outside] = spread[..., within - first]
+    return whole
 
 
 def mirrored(index: Array, size: int) -> Array:
