@@ -1,0 +1,512 @@
+"""Depthwise convolution: every channel by itself, forward and input gradient, any kernel, stride, dilation.
+
+    out[n, g, m, o] = activation(bias[g, m] + sum over c, t of weight[g, m, c, t] * in[n, g, c, o * step + t])
+
+with o and t of two axes. A group has one input channel (forward: `rows` is the multiplier) or one output
+channel (input gradient: `channels` is). An input gradient has a pass for each phase of the stride; all passes
+read one strip of the gradient, and phases of the width are woven into whole rows as they are stored.
+
+A unit of work is a strip (depthwise_strip.pxd) of one channel, or of a few where maps are narrow: it is
+brought into cache, padded, and multiplied in tiles (depthwise_tile.pxd). Zeros of the padding take part.
+"""
+
+cimport numpy as cnp
+from cython.parallel cimport parallel, prange, threadid
+
+from fastconv.kernels.depthwise_strip cimport (
+    LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, repeat, separate, shape_lines, share,
+    store_some, window_of,
+)
+from fastconv.kernels.depthwise_taps cimport Grid, grid_of
+from fastconv.kernels.depthwise_tile cimport SHORT, TALL, Tile, most_rows, tile_of_taps
+from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
+from fastconv.kernels.geometry cimport Geometry, Tap
+from fastconv.kernels.simd cimport (
+    VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence, vec, vload, vload_first, vset1,
+    vstore, vstore_first, vstream, vzero, vzip_high, vzip_low,
+)
+
+cdef enum:
+    STRIP_BYTES = 16 << 10  # of a strip: two of them fit the first-level cache
+    WIDEST = 512  # outputs of a line
+    PARTS = 4  # for each thread
+    AHEAD = 1024  # elements from what is read to what is fetched
+    STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
+
+
+cdef struct Work:
+    Grid* grids                  # [row_phases][column_phases]
+    Py_ssize_t row_phases
+    Py_ssize_t column_phases
+    Py_ssize_t channels
+    Py_ssize_t weights           # taps of all grids, times channels
+    Py_ssize_t* weight_from
+    Strip strip
+    Py_ssize_t first_row         # of the input, for the first row of outputs
+    Py_ssize_t first_column
+    Py_ssize_t lanes             # groups in steps of `inner`
+    Py_ssize_t strips
+    Py_ssize_t strip_rows        # rows of outputs of a strip
+    Py_ssize_t blocks
+    Py_ssize_t block_columns
+    bint staged                  # rows of a tile go through the cache to an output beyond it
+    const real* input
+    const real* weight
+    const real* bias
+    real* out
+
+
+# What a unit computes.
+cdef struct Place:
+    Py_ssize_t image
+    Py_ssize_t lane
+    Py_ssize_t strip
+    Py_ssize_t block
+
+
+# What a thread writes.
+cdef struct Scratch:
+    real* strip                  # two of them
+    Py_ssize_t strip_size
+    real* weights
+    real* sums
+    real* stage
+    Py_ssize_t size
+
+
+cdef Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
+    """Columns of taps that the two calls of a tile walk through."""
+    return grid.g.channels * grid.columns.count * (grid.chunks + (grid.rest > 0))
+
+
+cdef void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
+    """Finds the strip that serves every pass, and cuts the output into strips and blocks."""
+    cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, width, fit, skip = 1
+    cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2]
+    cdef Strip* s = &w.strip
+    cdef Grid grid
+    w.weights = 0
+    for i in range(passes):
+        grid = grid_of(g + i, taps)
+        if i == 0:
+            w.first_row = grid.rows.first
+            w.first_column = grid.columns.first
+            last_row = w.first_row
+            last_column = w.first_column
+        w.first_row = smaller(w.first_row, grid.rows.first)
+        w.first_column = smaller(w.first_column, grid.columns.first)
+        last_row = larger(last_row, grid.rows.first + (grid.rows.count - 1) * grid.rows.gap)
+        last_column = larger(last_column, grid.columns.first + (grid.columns.count - 1) * grid.columns.gap)
+        skip = larger(skip, grid.skip)
+        w.weights += g[i].taps * g[i].channels
+        taps += g[i].taps
+    w.channels = g[0].channels
+    s.inner = share(columns, g[0].groups)
+    s.step = g[0].step[2]
+    s.in_rows = g[0].in_size[1]
+    s.in_columns = g[0].in_size[2]
+    s.in_pitch = g[0].in_axis[1]
+    s.ahead = smaller(s.inner * g[0].in_group, AHEAD)
+    w.lanes = ceil_div(g[0].groups, s.inner)
+    w.blocks = ceil_div(columns, WIDEST)
+    w.block_columns = ceil_div(ceil_div(columns, w.blocks), VL) * VL if w.blocks > 1 else columns
+    w.blocks = ceil_div(columns, w.block_columns)
+    shape_lines(s, w.block_columns, last_column - w.first_column, -w.first_column)
+    # As many rows as fit the cache: whole tiles, and enough that what strips have in common is little.
+    fit = STRIP_BYTES // (s.pitch * w.channels * <Py_ssize_t> sizeof(real)) - (last_row - w.first_row)
+    width = TALL * skip
+    fit = larger(fit // g[0].step[1], 2 * (last_row - w.first_row) // g[0].step[1])
+    w.strip_rows = smaller(ceil_div(larger(fit, 1), width) * width, rows)
+    w.strips = ceil_div(rows, w.strip_rows)
+    s.rows = (w.strip_rows - 1) * g[0].step[1] + last_row - w.first_row + 1
+    w.staged = (w.blocks == 1 and g[0].out_axis[1] == columns
+                and g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real) >= STAGE_BYTES)
+    s.same_rows = w.strips == 1
+    s.same_columns = w.blocks == 1
+
+
+cdef void list_offsets(const Work* w, Grid* grid, Py_ssize_t* offset) noexcept nogil:
+    cdef const Strip* s = &w.strip
+    cdef Py_ssize_t c, chunk, t, at
+    cdef Py_ssize_t parts = grid.chunks + (grid.rest > 0)
+    grid.offset = offset
+    # The rest comes last for all channels: it is a call of its own.
+    for chunk in range(parts):
+        for c in range(w.channels):
+            for t in range(grid.columns.count):
+                at = chunk * w.channels + c
+                if chunk < grid.chunks:
+                    at = c * grid.chunks + chunk
+                offset[at * grid.columns.count + t] = (
+                    (c * s.rows + grid.rows.first - w.first_row + chunk * grid.taps * grid.rows.gap) * s.pitch
+                    + column_at(s, grid.columns.first - w.first_column + t * grid.columns.gap))
+
+
+cdef void list_weights(const Work* w, const Grid* grid, Py_ssize_t* from_) noexcept nogil:
+    """Where in a filter each weight of the table lies: [chunk or rest][channel][column][row of the chunk]."""
+    cdef const Geometry* g = grid.g
+    cdef Py_ssize_t c, chunk, t, r, row, column, height, at
+    for c in range(g.channels):
+        for chunk in range(grid.chunks + (grid.rest > 0)):
+            height = grid.taps
+            at = (c * grid.chunks + chunk) * grid.columns.count * grid.taps
+            if chunk == grid.chunks:
+                height = grid.rest
+                at = (g.channels * grid.chunks * grid.taps + c * grid.rest) * grid.columns.count
+            for t in range(grid.columns.count):
+                column = grid.columns.count - 1 - t if grid.columns.flipped else t
+                for r in range(height):
+                    row = chunk * grid.taps + r
+                    if grid.rows.flipped:
+                        row = grid.rows.count - 1 - row
+                    from_[at] = c * g.weight_channel + grid.table[row * grid.columns.count + column].weight
+                    at += 1
+
+
+cdef void list_grids(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
+    """Fills the tables that all threads read."""
+    cdef Py_ssize_t i, weight = 0
+    cdef Py_ssize_t* offset = w.weight_from + w.weights
+    for i in range(w.row_phases * w.column_phases):
+        w.grids[i] = grid_of(g + i, taps)
+        w.grids[i].weight = weight * VL
+        list_offsets(w, w.grids + i, offset)
+        list_weights(w, w.grids + i, w.weight_from + weight)
+        offset += entries_of(w.grids + i)
+        weight += g[i].taps * g[i].channels
+        taps += g[i].taps
+
+
+cdef void lay_weights(const Work* w, const real* weight, Py_ssize_t most, real* to) noexcept nogil:
+    """The weights of all passes as vectors."""
+    cdef Py_ssize_t i, stride = w.grids[0].g.weight_group
+    if w.strip.inner == 1:
+        for i in range(w.weights):
+            vstore(to + i * VL, vset1(weight[w.weight_from[i]]))
+    else:
+        for i in range(w.weights):
+            vstore(to + i * VL, repeat(w.strip.inner, weight + w.weight_from[i], stride, most))
+
+
+cdef Py_ssize_t bound(Py_ssize_t size, Py_ssize_t block, Py_ssize_t number) noexcept nogil:
+    """Elements of one block of a size."""
+    return larger(smaller(size - number * block, block), 0)
+
+
+cdef inline void weave_vectors(const int inner, const int phases, const real* sums, Py_ssize_t pitch,
+                               Py_ssize_t rows, Py_ssize_t total, real** out, Py_ssize_t out_pitch,
+                               Py_ssize_t count) noexcept nogil:
+    """Rows of `total` outputs of each channel, from one phase or from two that take turns."""
+    cdef Py_ssize_t i, j, k
+    cdef vec[MOST_INNER] even, odd
+    cdef real* to
+    for i in range(rows):
+        for j in range(pitch // VL):
+            separate(inner, vload(sums + i * pitch + j * VL), even)
+            if phases == 2:
+                separate(inner, vload(sums + (TALL + i) * pitch + j * VL), odd)
+            for k in range(inner):
+                if k < count:
+                    to = out[k] + i * out_pitch + j * VL * phases
+                    if phases == 1:
+                        store_some(to, total - j * VL, even[k])
+                    else:
+                        store_some(to, total - 2 * j * VL, vzip_low(even[k], odd[k]))
+                        if inner == 1:
+                            store_some(to + VL, total - (2 * j + 1) * VL, vzip_high(even[k], odd[k]))
+
+
+cdef void weave_any(const Work* w, const Grid* phases, const real* sums, Py_ssize_t pitch, Py_ssize_t rows,
+                    Py_ssize_t block, real** out, Py_ssize_t out_pitch, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i, j, k, p, axis = phases[0].g.out_axis[2]
+    cdef const real* row
+    cdef real* to
+    for p in range(w.column_phases):
+        for i in range(rows):
+            row = sums + (p * TALL + i) * pitch
+            for k in range(count):
+                to = out[k] + i * out_pitch + phases[p].g.out_offset - phases[0].g.out_offset
+                for j in range(bound(phases[p].g.out_size[2], w.block_columns, block)):
+                    to[j * axis] = row[j * w.strip.inner + k]
+
+
+cdef void weave(const Work* w, const Grid* phases, const real* sums, Py_ssize_t pitch, Py_ssize_t rows,
+                Py_ssize_t block, real** out, Py_ssize_t out_pitch, Py_ssize_t count) noexcept nogil:
+    """Finished sums [phase][TALL][column][channel] to rows of the output of `count` channels."""
+    cdef Py_ssize_t total = bound(phases[0].g.out_size[2], w.block_columns, block)
+    if phases[0].g.out_axis[2] != w.column_phases or w.column_phases > 2:
+        weave_any(w, phases, sums, pitch, rows, block, out, out_pitch, count)
+    elif w.column_phases == 1:
+        if w.strip.inner == 2:
+            weave_vectors(2, 1, sums, pitch, rows, total, out, out_pitch, count)
+        else:
+            weave_vectors(4, 1, sums, pitch, rows, total, out, out_pitch, count)
+    else:
+        total += bound(phases[1].g.out_size[2], w.block_columns, block)
+        if w.strip.inner == 1:
+            weave_vectors(1, 2, sums, pitch, rows, total, out, out_pitch, count)
+        elif w.strip.inner == 2:
+            weave_vectors(2, 2, sums, pitch, rows, total, out, out_pitch, count)
+        else:
+            weave_vectors(4, 2, sums, pitch, rows, total, out, out_pitch, count)
+
+
+cdef void run_tile(bint advances, int rows, int taps, Tile* t) noexcept nogil:
+    if advances:
+        tile_of_taps(rows, taps, 2, t)
+    else:
+        tile_of_taps(rows, taps, 1, t)
+
+
+cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, Py_ssize_t lanes, real* sums,
+                   Py_ssize_t sums_pitch) noexcept nogil:
+    """A tile of `rows` rows of `lanes` elements, in one call or, with a rest, in two; its out may be `sums`."""
+    cdef bint advances = grid.advance == 2
+    cdef real* out = t.out
+    cdef Py_ssize_t out_pitch = t.out_pitch
+    t.offset = grid.offset
+    t.entries = grid.g.channels * grid.columns.count * grid.chunks
+    t.start_pitch = t.start_step = 0
+    t.vectors = ceil_div(lanes, VL)
+    t.last = VL
+    if grid.rest:
+        t.relu = False
+        t.out = sums
+        t.out_pitch = sums_pitch
+        run_tile(advances, <int> rows, grid.taps, t)
+        t.offset += t.entries
+        t.weight += t.entries * grid.taps * VL
+        t.entries = grid.g.channels * grid.columns.count
+        t.start = sums
+        t.start_pitch = sums_pitch
+        t.start_step = VL
+        t.out = out
+        t.out_pitch = out_pitch
+    t.relu = grid.g.relu
+    if out != sums:
+        t.last = lanes - (t.vectors - 1) * VL
+    run_tile(advances, <int> rows, grid.rest if grid.rest else grid.taps, t)
+
+
+cdef void copy_out(const real* source, Py_ssize_t count, bint stream, real* to) noexcept nogil:
+    """Rows that lie side by side, from the first to the last element: memory is written fastest in its order."""
+    cdef Py_ssize_t i = 0
+    if stream:
+        while i < count and not is_vec_aligned(to + i):
+            to[i] = source[i]
+            i += 1
+        while i + VL <= count:
+            vstream(to + i, vload(source + i))
+            i += VL
+    while i + VL <= count:
+        vstore(to + i, vload(source + i))
+        i += VL
+    if i < count:
+        vstore_first(to + i, count - i, vload_first(source + i, count - i))
+
+
+cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const Scratch* at, const real* bias,
+                   const Place* place, real** out, Py_ssize_t count) noexcept nogil:
+    """The rows of a strip that belong to one phase of the height, tile after tile."""
+    cdef const Geometry* g = phases[0].g
+    cdef const Strip* s = &w.strip
+    cdef Py_ssize_t skip = phases[0].skip, rows = bound(g.out_size[1], w.strip_rows, place.strip)
+    cdef Py_ssize_t residue, left, height, p, k, row, most = most_rows(phases[0].advance)
+    cdef Py_ssize_t pitch = ceil_div(w.block_columns * s.inner, VL) * VL
+    cdef Py_ssize_t corner = g.out_offset + (place.strip * w.strip_rows * g.out_axis[1]
+                                             + place.block * w.block_columns * g.out_axis[2])
+    cdef real* to[MOST_INNER]
+    cdef bint straight = s.inner == 1 and w.column_phases == 1 and g.out_axis[2] == 1
+    cdef bint staged = straight and skip == 1 and w.staged
+    cdef Tile t
+    for residue in range(smaller(skip, rows)):
+        row = residue
+        left = rows - residue
+        if skip > 1:
+            left = ceil_div(left, skip)
+        while left > 0:
+            height = left
+            if left > SHORT:  # even tiles where little is left
+                height = most if left >= most else left - left // 2
+            for k in range(count):
+                to[k] = out[k] + corner + row * g.out_axis[1]
+            for p in range(w.column_phases):
+                t.input = strip + row * g.step[1] * s.pitch
+                t.pitch = phases[p].line * s.pitch
+                t.weight = at.weights + phases[p].weight
+                t.start = bias
+                t.out = to[0] if straight else at.sums + p * TALL * pitch
+                t.out_pitch = skip * g.out_axis[1] if straight else pitch
+                if staged:
+                    t.out = at.stage
+                multiply(phases + p, &t, height,
+                         bound(phases[p].g.out_size[2], w.block_columns, place.block) * s.inner,
+                         at.sums + p * TALL * pitch, pitch)
+            if staged:
+                copy_out(at.stage, height * g.out_axis[1], g.stream, to[0])
+            if not straight:
+                weave(w, phases, at.sums, pitch, height, place.block, to, skip * g.out_axis[1], count)
+            left -= height
+            row += height * skip
+
+
+cdef void step_on(const Work* w, Place* place) noexcept nogil:
+    """To the next unit: block of columns, strip, channels that share lanes, sample."""
+    place.block += 1
+    if place.block == w.blocks:
+        place.block = 0
+        place.strip += 1
+        if place.strip == w.strips:
+            place.strip = 0
+            place.lane += 1
+            if place.lane == w.lanes:
+                place.lane = 0
+                place.image += 1
+
+
+cdef Window window_at(const Work* w, const Place* place) noexcept nogil:
+    cdef const Geometry* g = w.grids[0].g
+    return window_of(&w.strip, place.strip * w.strip_rows * g.step[1] + w.first_row,
+                     place.block * w.block_columns * g.step[2] + w.first_column)
+
+
+cdef void fill_unit(const Work* w, const Place* place, Window* window, real* strip) noexcept nogil:
+    cdef const Geometry* g = w.grids[0].g
+    cdef const Strip* s = &w.strip
+    cdef const real* planes[MOST_INNER]
+    cdef const real* image = w.input + place.image * g.in_image
+    cdef Py_ssize_t group = place.lane * s.inner, c, k
+    if not (s.same_rows and s.same_columns):
+        window[0] = window_at(w, place)
+    for c in range(w.channels):
+        for k in range(s.inner):  # lanes beyond the last channel compute it again
+            planes[k] = image + smaller(group + k, g.groups - 1) * g.in_group + c * g.in_channel
+        fill_strip(s, window, planes, strip + c * s.rows * s.pitch)
+
+
+cdef void compute_unit(const Work* w, const Place* place, const real* strip, const Scratch* at) noexcept nogil:
+    cdef const Geometry* g = w.grids[0].g
+    cdef const Strip* s = &w.strip
+    cdef Py_ssize_t group = place.lane * s.inner
+    cdef Py_ssize_t most = smaller(g.groups - group, s.inner) - 1, k, m, i
+    cdef real* out[MOST_INNER]
+    cdef real[VL] bias
+    for m in range(g.rows):
+        lay_weights(w, w.weight + group * g.weight_group + m * g.weight_row, most, at.weights)
+        vstore(bias, vzero())
+        if w.bias != NULL:
+            vstore(bias, repeat(s.inner, w.bias + group * g.rows + m, g.rows, most))
+        for k in range(most + 1):
+            out[k] = w.out + place.image * g.out_image + (group + k) * g.out_group + m * g.out_row
+        for i in range(w.row_phases):
+            run_rows(w, w.grids + i * w.column_phases, strip, at, bias, place, out, most + 1)
+
+
+cdef Scratch carve(const Work* w, char* memory) noexcept nogil:
+    """A thread's share of the workspace: strips of all channels, weights as vectors, sums."""
+    cdef Scratch at
+    cdef Py_ssize_t item = sizeof(real), size
+    at.strip = <real*> memory
+    at.strip_size = ceil_div(w.channels * w.strip.rows * w.strip.pitch + VL, LINE) * LINE
+    size = 2 * at.strip_size * item
+    at.weights = <real*> (memory + size)
+    size += aligned(w.weights * VL * item)
+    at.sums = <real*> (memory + size)
+    size += aligned(w.column_phases * TALL * ceil_div(w.block_columns * w.strip.inner, VL) * VL * item)
+    at.stage = <real*> (memory + size)
+    if w.staged:
+        size += aligned(TALL * w.block_columns * item)
+    at.size = size
+    return at
+
+
+cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memory) noexcept nogil:
+    """One strip is filled while the one before it is computed: a store must have left for the cache before
+    a load that lies across two of them can be served."""
+    cdef Scratch at = carve(w, memory)
+    cdef Place place, following
+    cdef Window window
+    cdef Py_ssize_t unit
+    cdef real* filled = at.strip
+    cdef real* free = at.strip + at.strip_size
+    place.block = first % w.blocks
+    place.strip = first // w.blocks % w.strips
+    place.lane = first // (w.blocks * w.strips) % w.lanes
+    place.image = first // (w.blocks * w.strips * w.lanes)
+    clear(at.strip, 2 * at.strip_size)
+    window = window_at(w, &place)
+    fill_unit(w, &place, &window, filled)
+    following = place
+    for unit in range(first, last):
+        step_on(w, &following)
+        if unit + 1 < last:
+            fill_unit(w, &following, &window, free)
+        compute_unit(w, &place, filled, &at)
+        filled, free = free, filled
+        place = following
+    stream_fence()
+
+
+cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
+    """Parts of units that follow each other, more of them than threads: one may be held up."""
+    cdef Py_ssize_t units = w.grids[0].g.batch * w.lanes * w.strips * w.blocks, size = carve(w, memory).size, part
+    cdef Py_ssize_t parts = smaller(threads * PARTS, units)
+    cdef unsigned int mode = 0
+    if threads == 1 or units == 1:
+        mode = flush_denormals()
+        run_units(w, 0, units, memory)
+        restore_denormals(mode)
+        return
+    with parallel(num_threads=threads):
+        mode = flush_denormals()
+        for part in prange(parts, schedule="dynamic"):
+            run_units(w, part * units // parts, (part + 1) * units // parts, memory + threadid() * size)
+        restore_denormals(mode)
+
+
+cdef Py_ssize_t tables_size(const Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
+    """Bytes of the grids, the places of their weights and their offsets."""
+    cdef Py_ssize_t size = w.row_phases * w.column_phases * <Py_ssize_t> sizeof(Grid), i, count = w.weights
+    cdef Grid grid
+    for i in range(w.row_phases * w.column_phases):
+        grid = grid_of(g + i, taps)
+        count += entries_of(&grid)
+        taps += g[i].taps
+    return aligned(size + count * <Py_ssize_t> sizeof(Py_ssize_t))
+
+
+def workspace_bytes(cnp.ndarray geometries, cnp.ndarray taps, Py_ssize_t row_phases, Py_ssize_t column_phases,
+                    int threads):
+    """Bytes that `conv` needs beside its operands."""
+    cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometries)
+    cdef const Tap* tap = <const Tap*> cnp.PyArray_DATA(taps)
+    cdef Work w
+    w.row_phases = row_phases
+    w.column_phases = column_phases
+    shape_work(&w, g, tap)
+    return tables_size(&w, g, tap) + carve(&w, NULL).size * threads + 64
+
+
+def conv(cnp.ndarray geometries, cnp.ndarray taps, Py_ssize_t row_phases, Py_ssize_t column_phases,
+         cnp.ndarray input, cnp.ndarray weight, bias, cnp.ndarray out, cnp.ndarray workspace, int threads):
+    """All passes of the equation above, [row_phases][column_phases], over `out`; the plan has checked every
+    argument."""
+    cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometries)
+    cdef const Tap* tap = <const Tap*> cnp.PyArray_DATA(taps)
+    cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
+    cdef Work w
+    w.input = <const real*> cnp.PyArray_DATA(input)
+    w.weight = <const real*> cnp.PyArray_DATA(weight)
+    w.bias = NULL
+    if bias is not None:
+        w.bias = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
+    w.out = <real*> cnp.PyArray_DATA(out)
+    w.row_phases = row_phases
+    w.column_phases = column_phases
+    memory += -<Py_ssize_t> memory & 63
+    with nogil:
+        shape_work(&w, g, tap)
+        w.grids = <Grid*> memory
+        w.weight_from = <Py_ssize_t*> (w.grids + row_phases * column_phases)
+        list_grids(&w, g, tap)
+        run_all(&w, memory + tables_size(&w, g, tap), threads)

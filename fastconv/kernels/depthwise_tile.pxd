@@ -1,0 +1,160 @@
+"""The micro-kernel of depthwise convolution: a few rows of outputs, vector by vector along the width.
+
+    out[i][v] = activation(start[i][v] + sum over e, r of weight[e][r] * line(i * advance + r)[e][v])
+
+with i < rows <= TALL, r < taps <= MOST_TAPS, v a vector and line(l)[e] = input + offset[e] + l * pitch.
+A weight is a whole vector: its lanes repeat the channels that share a pixel (depthwise_strip.pxd).
+Every line is loaded once for each e and serves up to `taps` rows of outputs, so that loads, most of which
+cross a cache line, do not bound the arithmetic. Sums run over e, then over r, whatever the tile: a result
+does not depend on the tiling.
+"""
+
+from fastconv.kernels.depthwise_taps cimport MOST_TAPS
+from fastconv.kernels.simd cimport (
+    REGISTERS, SHIFTS, VL, real, vec, vfma, vindex, vload, vrelu, vshift, vshift_by, vstore,
+    vstore_first,
+)
+
+cdef enum:
+    # SHORT sums, MOST_TAPS weights and one line fit 16 registers; with 32, tiles are twice as tall. Maps of 7,
+    # 14, 28, 56 and 112 rows are whole tiles.
+    SHORT = 7
+    TALL = 14
+
+
+cdef struct Tile:
+    const real* input
+    Py_ssize_t pitch
+    Py_ssize_t entries           # e
+    const Py_ssize_t* offset
+    const real* weight           # [entries][taps][VL]
+    const real* start            # bias or unfinished sums
+    Py_ssize_t start_pitch       # from row to row; 0 for a bias
+    Py_ssize_t start_step        # from vector to vector; 0 for a bias
+    real* out
+    Py_ssize_t out_pitch
+    Py_ssize_t vectors
+    Py_ssize_t last              # elements stored of the last vector
+    bint relu
+
+
+cdef inline Py_ssize_t most_rows(int advance) noexcept nogil:
+    return TALL if REGISTERS > 16 and advance == 1 else SHORT
+
+
+cdef inline void feed(const int rows, const int taps, const int advance, const bint shifted, const int l, vec* acc,
+                      const vec* weight, const real** line, Py_ssize_t pitch, vindex by) noexcept nogil:
+    """Line l meets tap r of output i where l = i * advance + r."""
+    cdef int r
+    cdef vec x
+    if l < (rows - 1) * advance + taps:
+        x = vload(line[0])
+        if shifted:
+            x = vshift(x, vload(line[0] + VL), by)
+        line[0] += pitch
+        for r in range(taps):
+            if l >= r and (l - r) % advance == 0 and (l - r) // advance < rows:
+                acc[(l - r) // advance] = vfma(weight[r], x, acc[(l - r) // advance])
+
+
+cdef inline void feed_all(const int rows, const int taps, const int advance, const bint shifted, vec* acc,
+                          const vec* weight, const real* line, Py_ssize_t pitch, vindex by) noexcept nogil:
+    """Lines 0 .. 19. In a loop the compiler would not unroll so many, and the sums would leave the registers."""
+    feed(rows, taps, advance, shifted, 0, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 1, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 2, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 3, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 4, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 5, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 6, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 7, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 8, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 9, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 10, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 11, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 12, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 13, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 14, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 15, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 16, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 17, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 18, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, 19, acc, weight, &line, pitch, by)
+
+
+cdef inline void tile(const int rows, const int taps, const int advance, const Tile* t) noexcept nogil:
+    cdef vec[TALL] acc
+    cdef vec[MOST_TAPS] weight
+    cdef int i, r
+    cdef Py_ssize_t v, e, shift, pitch = t.pitch, entries = t.entries, vectors = t.vectors, last = t.last
+    cdef Py_ssize_t start_pitch = t.start_pitch, start_step = t.start_step, out_pitch = t.out_pitch
+    cdef const Py_ssize_t* offset = t.offset
+    cdef const real* input = t.input
+    cdef const real* start = t.start
+    cdef const real* weights
+    cdef real* out = t.out
+    cdef bint relu = t.relu
+    # A line that serves few taps is worth two aligned loads and a shift.
+    cdef bint shifts = SHIFTS and taps <= 3 * advance
+    for v in range(vectors):
+        for i in range(rows):
+            acc[i] = vload(start + i * start_pitch)
+        weights = t.weight
+        for e in range(entries):
+            for r in range(taps):
+                weight[r] = vload(weights + r * VL)
+            shift = offset[e] & (VL - 1)
+            if shifts and shift:
+                feed_all(rows, taps, advance, True, acc, weight, input + offset[e] - shift, pitch, vshift_by(shift))
+            else:
+                feed_all(rows, taps, advance, False, acc, weight, input + offset[e], pitch, vshift_by(0))
+            weights += taps * VL
+        if relu:
+            for i in range(rows):
+                acc[i] = vrelu(acc[i])
+        if v + 1 < vectors or last == VL:
+            for i in range(rows):
+                vstore(out + i * out_pitch, acc[i])
+        else:
+            for i in range(rows):
+                vstore_first(out + i * out_pitch, last, acc[i])
+        input += VL
+        out += VL
+        start += start_step
+
+
+cdef inline void tile_of_height(int rows, const int taps, const int advance, const Tile* t) noexcept nogil:
+    """One instance of `tile` for each height up to SHORT: the last rows of a map are cut evenly."""
+    if rows == 14 and REGISTERS > 16 and advance == 1:
+        tile(14, taps, advance, t)
+    elif rows == 7:
+        tile(7, taps, advance, t)
+    elif rows == 6:
+        tile(6, taps, advance, t)
+    elif rows == 5:
+        tile(5, taps, advance, t)
+    elif rows == 4:
+        tile(4, taps, advance, t)
+    elif rows == 3:
+        tile(3, taps, advance, t)
+    elif rows == 2:
+        tile(2, taps, advance, t)
+    else:
+        tile(1, taps, advance, t)
+
+
+cdef inline void tile_of_taps(int rows, int taps, const int advance, const Tile* t) noexcept nogil:
+    if taps == 1:
+        tile_of_height(rows, 1, advance, t)
+    elif taps == 2:
+        tile_of_height(rows, 2, advance, t)
+    elif taps == 3:
+        tile_of_height(rows, 3, advance, t)
+    elif taps == 4:
+        tile_of_height(rows, 4, advance, t)
+    elif taps == 5:
+        tile_of_height(rows, 5, advance, t)
+    elif taps == 6:
+        tile_of_height(rows, 6, advance, t)
+    else:
+        tile_of_height(rows, 7, advance, t)
