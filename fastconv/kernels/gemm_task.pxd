@@ -63,7 +63,7 @@ cdef struct Panel:
 
 
 cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t pixel,
-                          Py_ssize_t columns, const real* values) noexcept nogil:
+                                 Py_ssize_t columns, const real* values) noexcept nogil:
     """One tile of the result to an output whose pixels do not lie side by side."""
     cdef const Geometry* g = task.geometry
     cdef Py_ssize_t i, rest, offset
@@ -99,7 +99,7 @@ cdef inline Py_ssize_t start_of(const Task* task, Py_ssize_t block) noexcept nog
 
 
 cdef inline void aim_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t channel,
-                      Py_ssize_t channels, Tile* tile) noexcept nogil:
+                             Py_ssize_t channels, Tile* tile) noexcept nogil:
     """Points the tile at the weights of one block of rows and one block of the depth."""
     cdef const Geometry* g = task.geometry
     tile.depth = channels * g.taps
@@ -137,7 +137,7 @@ cdef inline void look_ahead(const Task* task, Py_ssize_t channel, Ahead* ahead) 
 
 
 cdef inline void look_at_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t channel,
-                          Py_ssize_t channels, Ahead* ahead) noexcept nogil:
+                                 Py_ssize_t channels, Ahead* ahead) noexcept nogil:
     """Aims at the weights in place of the block of rows that comes next: few pixels, much to read."""
     cdef const Geometry* g = task.geometry
     if row >= g.rows:
@@ -156,7 +156,7 @@ cdef inline void look_at_weights(const Task* task, Py_ssize_t row, Py_ssize_t ro
 
 
 cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row, bint closes, real* values,
-                     Tile* tile) noexcept nogil:
+                            Tile* tile) noexcept nogil:
     """Where a tile's sums go: to the output, to `values` on their way there, or to wait for more depth."""
     cdef const Geometry* g = task.geometry
     if not closes:
@@ -173,7 +173,7 @@ cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row
 
 
 cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t first_block, Py_ssize_t last_block,
-                    Py_ssize_t channel, Py_ssize_t channels, Ahead* ahead) noexcept nogil:
+                           Py_ssize_t channel, Py_ssize_t channels, Ahead* ahead) noexcept nogil:
     """One panel of pixels against blocks of rows, for one block of the depth.
 
     Blocks of the same height go to the micro-kernel together, unless each has something of its own to do.
@@ -258,7 +258,7 @@ cdef inline Panel band_panel_at(const Task* task, const Band* band, Py_ssize_t n
 
 
 cdef inline void run_blocks(const Task* task, const Band* band, Py_ssize_t channel, Py_ssize_t channels,
-                     Ahead* ahead) noexcept nogil:
+                            Ahead* ahead) noexcept nogil:
     """All rows and panels of a task, for one block of the depth that is packed."""
     cdef Py_ssize_t per_block = larger(task.geometry.row_block // MR, 1), block = task.first_block, number
     cdef Panel panel
