@@ -13,7 +13,12 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
         "mobilenetv2": ("1x1",),
     },
     "winograd": {"resnet50": ("3x3",), "vgg16": ("3x3",)},
-    "depthwise": {"mobilenetv2": ("depthwise",)},
+    "depthwise": {
+        "mobilenetv2": ("depthwise",),
+        "mobilenetv3_large": ("depthwise",),
+        "efficientnet_b0": ("depthwise",),
+        "convnext_t": ("depthwise",),
+    },
     "filters": {"filters": ("first",)},
 }
 

@@ -102,6 +102,23 @@ def _gemm(plan: Plan) -> Run:
     return run
 
 
+def _gemm_small(plan: Plan) -> Run:
+    if plan.direction == "weight_grad":
+        return _gemm_weight_grad(plan)
+    kernel, geometry, ready = engine.load(plan.dtype).gemm_small, plan.passes[0].geometry, plan.prepared
+    conv, in_place = kernel.conv, plan.direction == "input_grad"
+    size = _sized(lambda n: kernel.workspace_bytes(geometry, not in_place, n))
+
+    def run(x: Array, w: Array, bias: Array | None, out: Array, threads: int) -> None:
+        if not ready and not in_place:
+            w = pack(plan, w, threads)
+        conv(geometry, x, w, bias, out, scratch(size(threads)), not in_place, threads)
+
+    if in_place:
+        return lambda w, g, out, threads: run(g, w, None, out, threads)
+    return run
+
+
 def _gemm_weight_grad(plan: Plan) -> Run:
     kernel = engine.load(plan.dtype).weight_grad
     fixed = plan.reduction_arguments
@@ -113,10 +130,43 @@ def _gemm_weight_grad(plan: Plan) -> Run:
     return run
 
 
+def _depthwise(plan: Plan) -> Run:
+    if plan.direction == "weight_grad":
+        return _depthwise_weight_grad(plan)
+    if not plan.passes:  # no tap reaches any pixel
+        return lambda weight, grad_output, out, threads: out.fill(0)
+    kernel = engine.load(plan.dtype).depthwise
+    fixed = plan.phases
+    size = _sized(lambda n: kernel.workspace_bytes(*fixed, n))
+
+    def forward(x: Array, w: Array, bias: Array | None, out: Array, threads: int) -> None:
+        kernel.conv(*fixed, x, w, bias, out, scratch(size(threads)), threads)
+
+    def input_grad(weight: Array, grad_output: Array, out: Array, threads: int) -> None:
+        if not plan.covers:
+            out.fill(0)
+        forward(grad_output, weight, None, out, threads)
+
+    return forward if plan.direction == "forward" else input_grad
+
+
+def _depthwise_weight_grad(plan: Plan) -> Run:
+    kernel = engine.load(plan.dtype).depthwise_grad
+    geometry, taps = plan.passes[0].geometry, plan.passes[0].taps
+    size = _sized(lambda n: kernel.workspace_bytes(geometry, taps, n))
+
+    def run(x: Array, grad_output: Array, out: Array, threads: int) -> None:
+        kernel.weight_grad(geometry, taps, x, grad_output, out, scratch(size(threads)), threads)
+
+    return run
+
+
 _BINDERS: dict[str, Callable[[Plan], Run]] = {
     "im2col": _textbook,
     "direct": _direct,
     "gemm": _gemm,
+    "gemm_small": _gemm_small,
+    "depthwise": _depthwise,
 }
 
 
@@ -127,10 +177,15 @@ def bind(plan: Plan) -> Run:
     return _BINDERS[plan.algorithm](plan)
 
 
+def is_packed(plan: Plan) -> bool:
+    """Does its kernel read weights that `pack` has put in order?"""
+    return bool(plan.passes) and plan.algorithm in ("gemm", "gemm_small")
+
+
 def pack(plan: Plan, weight: Array, threads: int) -> Array:
-    """Weights in the order that a prepared plan by "gemm" reads them."""
-    kernel = engine.load(plan.dtype).gemm
-    step = plan.passes[0]
+    """Weights in the order that the kernel of a forward plan reads them."""
+    kernels, step = engine.load(plan.dtype), plan.passes[0]
+    kernel = kernels.gemm_small if plan.algorithm == "gemm_small" else kernels.gemm
     packed = np.empty(kernel.packed_elements(step.geometry), plan.dtype)
     kernel.pack(step.geometry, step.taps, weight, packed, threads)
     return packed

@@ -32,7 +32,7 @@ GEOMETRY = np.dtype(
     + [(name, np.intp) for name in ("weight_group", "weight_row", "weight_channel")]
     + [(name, np.intp) for name in ("relu", "stream", "bands", "depth_block", "row_block", "pixel_block")]
 )
-# Where the micro-kernel reads the weights: the enum Source of kernels/gemm.pyx.
+# Where the micro-kernel reads the weights: the enum Source of kernels/gemm_task.pxd.
 IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
 
 _Taps = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # of one axis: indices, offsets
@@ -270,6 +270,16 @@ def input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[tuple[Pass,
         }  # fmt: skip
         passes.append(make_pass(fields, _tap_table(p, taps), dtype))
     return tuple(passes), covers
+
+
+def channels_fill_vectors(p: ConvProblem, direction: str, dtype: np.dtype[Any]) -> bool:
+    """Of a 1x1 convolution of few pixels: do output channels leave fewer lanes idle than pixels do?"""
+    _, panel, vector = load(dtype).machine.tile()
+    pixels = p.batch * prod(p.out_size)
+    rows = p.group_in if direction == "input_grad" else p.group_out
+    return (
+        0 < pixels < PACK_PIXELS and -(-rows // panel) * panel * pixels < -(-pixels // vector) * vector * rows
+    )
 
 
 def identity_pass(p: ConvProblem, dtype: np.dtype[Any]) -> Pass:

@@ -15,6 +15,7 @@ from fastconv.passes import (
     PACKED,
     Pass,
     Reduction,
+    channels_fill_vectors,
     cut_reduction,
     forward_pass,
     identity_pass,
@@ -25,6 +26,7 @@ from fastconv.registry import Kernel, find
 from fastconv.threads import get_num_threads
 
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
+DEPTHWISE_FLOPS = 2_000  # and up to here where a group has one input channel
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
 
 
@@ -96,20 +98,43 @@ class Plan:
 
     def workspace_for(self, threads: int) -> int:
         """Bytes beside operands and output that a call on that many threads uses."""
-        if self.flops == 0 or self.algorithm == "direct":
+        if self.flops == 0 or self.algorithm == "direct" or (self.algorithm != "im2col" and not self.passes):
             return 0
         p = self.problem
         if self.algorithm == "im2col":
             return p.batch * p.in_channels * prod(p.kernel) * prod(p.out_size) * self.dtype.itemsize
         kernels = load(self.dtype)
+        if self.algorithm == "depthwise":
+            if self.direction == "weight_grad":
+                (image,) = self.passes
+                return int(kernels.depthwise_grad.workspace_bytes(image.geometry, image.taps, threads))
+            return int(kernels.depthwise.workspace_bytes(*self.phases, threads))
         if self.direction == "weight_grad":
             return int(kernels.weight_grad.workspace_bytes(*self.reduction_arguments, threads))
         return max((self._pass_workspace(step, threads) for step in self.passes), default=0)
 
     def _pass_workspace(self, step: Pass, threads: int) -> int:
+        if self.algorithm == "gemm_small":
+            small, packed = load(self.dtype).gemm_small, self.direction == "forward"
+            copy = 0 if self.prepared or not packed else small.packed_elements(step.geometry)
+            return int(small.workspace_bytes(step.geometry, packed, threads) + copy * self.dtype.itemsize)
         source = PACKED if self.prepared else step.source
         size = load(self.dtype).gemm.workspace_bytes
         return int(size(step.geometry, step.taps, source, self.prepared, threads, PACK_LIMIT))
+
+    @property
+    def phases(self) -> tuple[Any, ...]:
+        """What the entries of kernels/depthwise.pyx take before the operands: all passes at once.
+
+        The passes of an input gradient are the products of phases of the height and of the width.
+        """
+        rows = 1
+        if self.direction == "input_grad":
+            width = self.problem.in_size[-1]
+            rows = len({int(step.geometry["out_offset"]) // width for step in self.passes})
+        geometries = np.stack([step.geometry for step in self.passes])
+        taps = np.concatenate([step.taps for step in self.passes])
+        return geometries, taps, rows, len(self.passes) // rows
 
     @property
     def reduction_arguments(self) -> tuple[Any, ...]:
@@ -142,10 +167,19 @@ class Plan:
         return "\n".join(lines)
 
 
-def _choose(problem: ConvProblem, direction: str, prepared: bool) -> tuple[str, str]:
+def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
+    if problem.flops > DEPTHWISE_FLOPS and find("conv", direction, "depthwise").supports(problem):
+        return "depthwise", "one input channel a group: nothing to sum over channels"
     if problem.flops <= DIRECT_FLOPS and not prepared:
         return "direct", f"at most {DIRECT_FLOPS:,} flops: packing would cost more"
+    # Weights of an input gradient lie as this kernel reads them; others have to be packed for it beforehand.
+    if (
+        (direction == "input_grad" or (direction == "forward" and prepared))
+        and find("conv", direction, "gemm_small").supports(problem)
+        and channels_fill_vectors(problem, direction, dtype)
+    ):
+        return "gemm_small", "few pixels: output channels fill the vectors"
     return "gemm", "the general form"
 
 
@@ -167,7 +201,7 @@ def plan_conv(
     """
     reason = "asked for"
     if algorithm == "auto":
-        algorithm, reason = _choose(problem, direction, prepared)
+        algorithm, reason = _choose(problem, direction, prepared, dtype)
     row = find("conv", direction, algorithm)
     if not row.supports(problem):
         raise ValueError(f"algorithm: {algorithm!r} does not take this problem: {problem}")
@@ -178,7 +212,7 @@ def plan_conv(
         return make((forward_pass(problem, dtype, relu),))
     if direction == "weight_grad":
         image, grad = forward_pass(problem, dtype, False), identity_pass(problem, dtype)
-        if algorithm == "direct":
+        if algorithm in ("direct", "depthwise"):
             return make((image,))
         return make((image, grad), True, cut_reduction(problem, image, grad, dtype))
     return make(*input_grad_passes(problem, dtype))

@@ -25,7 +25,7 @@ class PreparedConv2d:
             if array is not None:  # packed once: a change would be lost
                 array.flags.writeable = False
         self._arguments = arguments
-        self._packed: Array | None = None
+        self._packed: dict[str, Array] = {}  # by algorithm
         self._known: dict[tuple[int, ...], tuple[Call, Array]] = {}
 
     def plan(self, input_shape: Sequence[int]) -> Plan:
@@ -37,10 +37,10 @@ class PreparedConv2d:
     def _bind(self, input_shape: tuple[int, ...]) -> tuple[Call, Array]:
         """The call for one shape of input, and the weights in the form that it reads."""
         plan = self.plan(input_shape)
-        if plan.algorithm == "gemm" and plan.passes:
-            if self._packed is None:
-                self._packed = calls.pack(plan, self.weight, get_num_threads())
-            weight = self._packed
+        if calls.is_packed(plan):
+            if plan.algorithm not in self._packed:
+                self._packed[plan.algorithm] = calls.pack(plan, self.weight, get_num_threads())
+            weight = self._packed[plan.algorithm]
         else:
             weight = self.weight
         if len(self._known) >= KNOWN_CALLS:

@@ -16,6 +16,16 @@ def _any(problem: Any) -> bool:
     return True
 
 
+def _pointwise(problem: Any) -> bool:
+    """A 1x1 convolution of every pixel, and of nothing else."""
+    return max(problem.kernel) == max(problem.stride) == 1 and not any(map(any, problem.pads))
+
+
+def _depthwise(problem: Any) -> bool:
+    """Every channel by itself, on planes."""
+    return bool(problem.group_in == 1 and problem.axes <= 2)
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One kernel: what it computes, where it lives, and for which problems.
@@ -45,10 +55,18 @@ class Kernel:
     supports: Callable[[Any], bool] = _any
 
 
-def _row(operation: str, direction: str, algorithm: str, module: str, entry: str, noun: str) -> Kernel:
+def _row(
+    operation: str,
+    direction: str,
+    algorithm: str,
+    module: str,
+    entry: str,
+    noun: str,
+    supports: Callable[[Any], bool] = _any,
+) -> Kernel:
     return Kernel(
         f"{algorithm}_{operation}_{direction}", operation, direction, algorithm, module, entry,
-        f"tests/test_{noun}.py", f"bench/bench_{noun}.py",
+        f"tests/test_{noun}.py", f"bench/bench_{noun}.py", supports,
     )  # fmt: skip
 
 
@@ -56,6 +74,12 @@ KERNELS: tuple[Kernel, ...] = (
     _row("conv", "forward", "gemm", "gemm", "conv", "gemm"),
     _row("conv", "input_grad", "gemm", "gemm", "conv", "gemm"),
     _row("conv", "weight_grad", "gemm", "weight_grad", "weight_grad", "weight_grad"),
+    _row("conv", "forward", "gemm_small", "gemm_small", "conv", "gemm_small", _pointwise),
+    _row("conv", "input_grad", "gemm_small", "gemm_small", "conv", "gemm_small", _pointwise),
+    _row("conv", "weight_grad", "gemm_small", "weight_grad", "weight_grad", "gemm_small", _pointwise),
+    _row("conv", "forward", "depthwise", "depthwise", "conv", "depthwise", _depthwise),
+    _row("conv", "input_grad", "depthwise", "depthwise", "conv", "depthwise", _depthwise),
+    _row("conv", "weight_grad", "depthwise", "depthwise_grad", "weight_grad", "depthwise", _depthwise),
     _row("conv", "forward", "direct", "direct", "conv", "direct"),
     _row("conv", "input_grad", "direct", "direct", "conv", "direct"),
     _row("conv", "weight_grad", "direct", "direct", "weight_grad", "direct"),

@@ -115,6 +115,9 @@ CASES = [
     case((2, 6, 7, 6), (9, 2, 3, 2), groups=3, padding=1),
     case((2, 5, 7, 9), (5, 1, 3, 3), groups=5, padding=1),
     case((1, 3, 7, 9), (6, 1, 3, 3), groups=3, stride=2),
+    case((2, 5, 9, 20), (15, 1, 5, 4), groups=5, stride=(2, 1), padding=((2, 0), (1, 3))),
+    case((1, 7, 7, 7), (7, 1, 9, 3), groups=7, padding=(5, 1), dilation=(1, 2)),
+    case((2, 6, 4, 3), (6, 1, 3, 3), groups=6, stride=(3, 2), padding=4),
     case((1, 2, 6, 7), (3, 2, 6, 7)),
     case((1, 2, 3, 2), (3, 2, 5, 4), padding=4),
     case((1, 1, 1, 1), (1, 1, 1, 1)),
@@ -266,6 +269,24 @@ def identical(a: np.ndarray, b: np.ndarray) -> bool:
 def skip_unless_supported(row: Any, case: Case) -> None:
     if not row.supports(case.problem):
         pytest.skip(f"{row.algorithm} does not take this problem")
+
+
+def fitting(problem: Case, algorithm: str) -> Case:
+    """The problem, or a twin that the algorithm takes: a filter for each channel, or filters of one tap."""
+    rows = [row for row in CONV_KERNELS if row.algorithm == algorithm]
+    filters, channels = problem.weight_shape[0], problem.input_shape[1]
+    groups = problem.options.get("groups", 1)
+    alone = {**problem.options, "groups": channels}
+    each = filters // channels * channels or channels if channels else 0
+    twins = [
+        problem,
+        Case(problem.input_shape, (each, 1, *problem.weight_shape[2:]), alone),
+        Case(problem.input_shape, (filters, problem.weight_shape[1], 1, 1), {"groups": groups}),
+    ]
+    for twin in twins if channels else twins[::2]:
+        if all(row.supports(twin.problem) for row in rows):
+            return twin
+    pytest.skip(f"{algorithm} does not take this problem")
 
 
 # Memory

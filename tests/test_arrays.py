@@ -7,6 +7,7 @@ from conftest import (
     compute,
     every_conv_kernel,
     every_direction,
+    fitting,
     identical,
     operands,
     result_shape,
@@ -100,7 +101,7 @@ def in_form(data, form):
 @every_form
 @every_conv_kernel
 def test_any_form(kernel, form, dtype):
-    data = operands(PROBLEM, dtype)
+    data = operands(fitting(PROBLEM, kernel.algorithm), dtype)
     odd = in_form(data, form)
     got = compute(kernel.direction, odd, kernel.algorithm)
     assert type(got) is np.ndarray
@@ -138,13 +139,14 @@ def test_memmap(tmp_path, dtype):
 
 @every_conv_kernel
 def test_inputs_are_never_changed(kernel, isa, dtype):
-    data = operands(PROBLEM, dtype)
+    problem = fitting(PROBLEM, kernel.algorithm)
+    data = operands(problem, dtype)
     before = [array.copy() for array in data.of(kernel.direction)]
     compute(kernel.direction, data, kernel.algorithm)
     assert all(map(identical, data.of(kernel.direction), before))
     if kernel.direction != "forward":
         fastconv.conv2d_backward(
-            data.grad_output, data.input, data.weight, algorithm=kernel.algorithm, **PROBLEM.options
+            data.grad_output, data.input, data.weight, algorithm=kernel.algorithm, **problem.options
         )
         assert all(map(identical, data.of(kernel.direction), before))
 
@@ -168,8 +170,9 @@ OUT_FORMS = {
 @pytest.mark.parametrize("form", OUT_FORMS.values(), ids=OUT_FORMS)
 @every_conv_kernel
 def test_out_in_any_form(kernel, form, dtype):
-    data = operands(PROBLEM, dtype)
-    out = form(np.full(result_shape(kernel.direction, PROBLEM), np.nan, dtype))
+    problem = fitting(PROBLEM, kernel.algorithm)
+    data = operands(problem, dtype)
+    out = form(np.full(result_shape(kernel.direction, problem), np.nan, dtype))
     assert compute(kernel.direction, data, kernel.algorithm, out=out) is out
     want = compute(kernel.direction, data, kernel.algorithm)
     assert identical(np.array(out, order="C", subok=False), want)
@@ -190,7 +193,8 @@ SAME_SHAPE = case((2, 4, 6, 5), (4, 4, 3, 3), padding=1)
 @pytest.mark.parametrize("shift", [0, 1, 7, 60])
 def test_out_that_overlaps_an_operand(kernel, shift, isa, dtype):
     """Right, however out and an operand share memory."""
-    data = operands(SAME_SHAPE, dtype)
+    problem = fitting(SAME_SHAPE, kernel.algorithm)
+    data = operands(problem, dtype)
     want = compute(kernel.direction, data, kernel.algorithm)
     for position, operand in enumerate(data.of(kernel.direction)):
         if kernel.direction == "forward" and position == 2:
@@ -202,13 +206,13 @@ def test_out_that_overlaps_an_operand(kernel, shift, isa, dtype):
         out = memory[size - want.size :].reshape(want.shape)
         arrays = list(data.of(kernel.direction))
         arrays[position] = twin
-        options = {**SAME_SHAPE.options, "algorithm": kernel.algorithm, "out": out}
+        options = {**problem.options, "algorithm": kernel.algorithm, "out": out}
         if kernel.direction == "forward":
             fastconv.conv2d(*arrays, **options)
         elif kernel.direction == "input_grad":
-            fastconv.conv2d_input_grad(SAME_SHAPE.input_shape, *arrays, **options)
+            fastconv.conv2d_input_grad(problem.input_shape, *arrays, **options)
         else:
-            fastconv.conv2d_weight_grad(arrays[0], SAME_SHAPE.weight_shape, arrays[1], **options)
+            fastconv.conv2d_weight_grad(arrays[0], problem.weight_shape, arrays[1], **options)
         assert identical(out, want)
 
 

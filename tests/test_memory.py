@@ -11,6 +11,7 @@ from conftest import (
     case,
     compute,
     every_conv_kernel,
+    fitting,
     identical,
     operands,
     result_shape,
@@ -78,19 +79,20 @@ def test_no_access_out_of_bounds(problem, at, kernel, cage, monkeypatch, isa, dt
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
 @pytest.mark.parametrize("at", ["start", "end"])
 @every_problem
-def test_no_access_out_of_bounds_prepared(problem, at, cage, monkeypatch, isa, dtype):
+@pytest.mark.parametrize("algorithm", ["gemm", "gemm_small"])
+def test_no_access_out_of_bounds_prepared(problem, algorithm, at, cage, monkeypatch, isa, dtype):
     monkeypatch.setattr(calls, "scratch", lambda size: cage.place((size,), np.uint8, at))
+    problem = fitting(problem, algorithm)
     data = operands(problem, dtype)
     operation = fastconv.prepare_conv2d(
-        cage.copy(data.weight, at), data.bias, algorithm="gemm", **problem.options
+        cage.copy(data.weight, at), data.bias, algorithm=algorithm, **problem.options
     )
     operation(data.input)
-    if operation._packed is not None:
-        operation._packed = cage.copy(operation._packed, at)
-        operation._known.clear()
+    operation._packed = {form: cage.copy(packed, at) for form, packed in operation._packed.items()}
+    operation._known.clear()
     out = cage.place(problem.problem.output_shape, dtype, at)
     got = operation(cage.copy(data.input, at), out=out)
-    assert identical(got.copy(), compute("forward", data, "gemm"))
+    assert identical(got.copy(), compute("forward", data, algorithm))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
@@ -147,6 +149,7 @@ def test_workspace_is_bounded_whatever_the_layer(kernel, threads, batch):
         case((batch, 512, 7, 7), (4096, 512, 7, 7)),
         case((batch, 256, 64, 64), (256, 1, 3, 3), groups=256, padding=1),
     ):
+        problem = fitting(problem, kernel.algorithm)
         for dtype in (np.float32, np.float64):
             step = plan.plan_conv(problem.problem, kernel.direction, np.dtype(dtype), kernel.algorithm)
             assert step.workspace_for(threads) <= (16 << 20) * threads + (12 << 20)

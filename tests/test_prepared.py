@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import case, compute, every_algorithm, identical, operands
+from conftest import case, compute, every_algorithm, fitting, identical, operands
 
 import fastconv
 
@@ -31,6 +31,7 @@ def prepare(data, **more):
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_equals_the_plain_call_bit_for_bit(problem, algorithm, activation, isa, dtype, rng):
     """The order of the sums does not depend on where the weights lie."""
+    problem = fitting(problem, algorithm)
     data = operands(problem, dtype)
     operation = prepare(data, algorithm=algorithm, activation=activation)
     for batch, height, width in SIZES:
@@ -59,9 +60,11 @@ def test_packs_the_same_on_any_number_of_threads(threads, isa, dtype):
 
 @every_algorithm
 def test_later_changes_do_not_reach_it(algorithm, dtype):
-    data = operands(WEIGHTS[0], dtype)
-    stride, padding = [1, 1], [[1, 1], [1, 1]]
-    operation = fastconv.prepare_conv2d(data.weight, data.bias, stride, padding, algorithm=algorithm)
+    problem = fitting(WEIGHTS[0], algorithm)
+    data = operands(problem, dtype)
+    around = problem.weight_shape[2] // 2
+    stride, padding = [1, 1], [[around, around], [around, around]]
+    operation = prepare(data, stride=stride, padding=padding, algorithm=algorithm)
     want = compute("forward", data, algorithm)
     data.weight[...] = np.nan
     data.bias[...] = np.nan

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import ALGORITHMS, DIRECTIONS, case, compute, identical, operands, run_python
+from conftest import ALGORITHMS, DIRECTIONS, case, compute, fitting, identical, operands, run_python
 
 import fastconv
 
@@ -197,7 +197,7 @@ def test_many_threads_with_different_problems(dtype):
         for i in range(8)
     ]
     jobs = [
-        (direction, algorithm, operands(problem, dtype))
+        (direction, algorithm, operands(fitting(problem, algorithm), dtype))
         for problem in problems
         for direction in DIRECTIONS
         for algorithm in ALGORITHMS

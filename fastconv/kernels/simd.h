@@ -45,9 +45,10 @@ typedef FC_REAL real;
 enum {
     MR = FC_MR,
     NV = FC_NV,
-    UNROLL = FC_MR == 6 ? 2 : 1,
+    UNROLL = FC_MR == 6 ? 2 : 1, /* steps of the depth in a turn of the loop: small tiles need few of its cycles */
     VL = FC_VECTOR_BYTES / sizeof(real),
-    NR = FC_NV * FC_VECTOR_BYTES / sizeof(real)
+    NR = FC_NV * FC_VECTOR_BYTES / sizeof(real),
+    REGISTERS = FC_MR > 6 ? 32 : 16 /* that hold a vec */
 };
 
 /* A `vec` in memory may begin at any element, and may alias any array of `real`. */
@@ -177,6 +178,36 @@ static inline vec vodd(vec a, vec b) {
     return FC_SHUFFLE(a, b, FC_ODD);
 }
 
+/* Elements n .. n + VL - 1 of a followed by b, given vshift_by(n), 0 <= n < VL. Where SHIFTS is set this
+ * is one instruction: two aligned loads and a shift then beat a load that crosses a cache line. */
+#if defined(__AVX512F__) || defined(FC_WIDE)
+enum { SHIFTS = 1 };
+#else
+enum { SHIFTS = 0 };
+#endif
+#if defined(__AVX512F__)
+typedef __m512i vindex;
+static inline vindex vshift_by(ptrdiff_t n) {
+    if (FC_IS_FLOAT)
+        return _mm512_add_epi32(_mm512_set1_epi32((int)n), _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8,
+                                                                            7, 6, 5, 4, 3, 2, 1, 0));
+    return _mm512_add_epi64(_mm512_set1_epi64(n), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+}
+static inline vec vshift(vec a, vec b, vindex by) {
+    if (FC_IS_FLOAT) return (vec)_mm512_permutex2var_ps((__m512)a, by, (__m512)b);
+    return (vec)_mm512_permutex2var_pd((__m512d)a, by, (__m512d)b);
+}
+#else
+typedef ptrdiff_t vindex;
+static inline vindex vshift_by(ptrdiff_t n) { return n; }
+static inline vec vshift(vec a, vec b, vindex by) {
+    real both[2 * VL];
+    vstore(both, a);
+    vstore(both + VL, b);
+    return vload(both + by);
+}
+#endif
+
 /* Transposes the VL x VL matrix in rows[0 .. VL-1]: for each power of two g, the off-diagonal
  * g x g blocks of every 2g x 2g block change places. */
 #define FC_UPPER(j, g) (((j) & (g)) == 0 ? (j) : VL + (j) - (g))
@@ -201,6 +232,17 @@ static inline __attribute__((always_inline)) void vtranspose(vec *rows) {
     if (VL > 4) { FC_EXCHANGE(rows, 4) }
     if (VL > 2) { FC_EXCHANGE(rows, 2) }
     FC_EXCHANGE(rows, 1)
+}
+
+/* Sums of the lanes j = l modulo `inner` (a power of two) of rows[0 .. VL / inner - 1], which it uses up:
+ * lane i * inner + l of the result is that of row i. Pairs of rows change places in halves and add. */
+#define FC_FOLD(rows, inner, g)                                                                         if ((g) >= (inner) && (g) < VL)                                                                         for (int i = 0; i < VL / (inner); i += 2 * (g) / (inner)) {                                             vec a = rows[i], b = rows[i + (g) / (inner)];                                                       rows[i] = FC_SHUFFLE(a, b, FC_UPPER_##g) + FC_SHUFFLE(a, b, FC_LOWER_##g);                      }
+static inline __attribute__((always_inline)) vec vsums(vec *rows, int inner) {
+    FC_FOLD(rows, inner, 1)
+    FC_FOLD(rows, inner, 2)
+    FC_FOLD(rows, inner, 4)
+    FC_FOLD(rows, inner, 8)
+    return rows[0];
 }
 
 /* Integers in lanes as wide as `real`, and which lanes a comparison holds for. */

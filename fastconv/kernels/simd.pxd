@@ -9,7 +9,8 @@ cdef extern from "simd.h" nogil:
     enum: MR  # rows (broadcast side) of the register tile
     enum: NV  # vectors across the register tile
     enum: NR  # NV * VL
-    enum: UNROLL
+    enum: UNROLL  # steps of the depth in a turn of the micro-kernel's loop
+    enum: REGISTERS  # that hold a vec
 
     vec vload(const real* p) noexcept
     vec vload_first(const real* p, Py_ssize_t count) noexcept
@@ -33,6 +34,14 @@ cdef extern from "simd.h" nogil:
     void prefetch_write(const real* p) nogil
     void prefetch_far(const real* p) noexcept
     void vtranspose(vec* rows) noexcept
+    vec vsums(vec* rows, int inner) noexcept
+
+    enum: SHIFTS  # 1 where vshift is one instruction
+    ctypedef struct vindex:
+        pass
+
+    vindex vshift_by(Py_ssize_t n) noexcept
+    vec vshift(vec a, vec b, vindex by) noexcept
 
     ctypedef int lane  # as wide as real
     ctypedef struct ivec:

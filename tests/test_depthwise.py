@@ -1,0 +1,200 @@
+"""Depthwise convolution: strips, tiles, lanes shared by channels, phases, and what it does not take."""
+
+import numpy as np
+import pytest
+from conftest import around, case, check, compute, every_direction, identical, operands, oracle
+from scipy import signal
+
+import fastconv
+from fastconv import engine, plan
+
+
+def depthwise(channels, size, kernel, multiplier=1, batch=2, **options):
+    shape = (multiplier * channels, 1, *np.broadcast_to(kernel, 2))
+    return case((batch, channels, *np.broadcast_to(size, 2)), shape, groups=channels, **options)
+
+
+@every_direction
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, 6, 7, 8, 9, 15])
+def test_every_height_of_taps(kernel, stride, direction, isa, dtype):
+    """Up to seven rows of taps are one call, more are several, and step 3 takes row by row."""
+    problem = depthwise(3, (23, 20), kernel, stride=stride, padding=kernel // 2)
+    check(direction, operands(problem, dtype), "depthwise")
+
+
+@every_direction
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_height_of_a_tile(stride, direction, isa, dtype):
+    for height in range(1, 31):
+        problem = depthwise(2, (height * stride, 9), 3, batch=1, stride=stride, padding=1)
+        check(direction, operands(problem, dtype), "depthwise")
+
+
+@every_direction
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_channels_that_share_lanes(channels, stride, direction, tile, dtype):
+    _, _, lanes = tile
+    for width in (1, 2, 3, 4, 7, 8, lanes // 4, lanes // 2, lanes // 2 + 1):
+        problem = depthwise(channels, (5, max(width, 1) * stride), 3, stride=stride, padding=1)
+        check(direction, operands(problem, dtype), "depthwise")
+
+
+@every_direction
+@pytest.mark.parametrize("stride", [1, 2])
+def test_rows_around_the_vector(stride, direction, tile, dtype):
+    _, _, lanes = tile
+    for width in around(lanes, 2 * lanes, 3 * lanes):
+        problem = depthwise(3, (6, width), (3, 5), stride=stride, padding=(1, 2))
+        check(direction, operands(problem, dtype), "depthwise")
+
+
+@every_direction
+@pytest.mark.parametrize("dilation", [1, 2, 3, (3, 2)])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, (2, 1), (1, 2), (2, 4)])
+def test_steps_and_gaps(stride, dilation, direction, isa, dtype):
+    """Rows of outputs that share lines lie apart by the gap, over what both have in common."""
+    problem = depthwise(3, (21, 26), (4, 3), stride=stride, dilation=dilation, padding=(3, 2))
+    check(direction, operands(problem, dtype), "depthwise")
+
+
+@every_direction
+@pytest.mark.parametrize("multiplier", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_multiplier(multiplier, stride, direction, isa, dtype):
+    for size in (4, 11, 19):
+        problem = depthwise(5, size, 3, multiplier, stride=stride, padding=1)
+        check(direction, operands(problem, dtype), "depthwise")
+
+
+EDGES = [
+    depthwise(4, (3, 2), (5, 7), padding=(4, 6)),  # kernel larger than the map
+    depthwise(4, (3, 4), 3, padding=9),  # padding larger than the kernel
+    depthwise(3, (4, 5), 3, stride=2, padding=((7, 0), (0, 8))),
+    depthwise(6, 1, 1),
+    depthwise(6, 1, 3, padding=1),
+    depthwise(6, (1, 40), (1, 9), padding=(0, 4)),
+    depthwise(6, (40, 1), (9, 1), padding=(4, 0)),
+    depthwise(3, 6, 6),
+    depthwise(5, (9, 8), 1, stride=3),  # pixels that no tap meets
+    depthwise(2, (7, 31), 2, stride=(5, 4), dilation=3),
+    depthwise(3, 7, 3, padding="causal", dilation=2),
+    depthwise(3, (8, 7), 4, padding="same", stride=2),
+    depthwise(3, 6, (13, 2), padding="full"),
+    depthwise(8, 7, 7, batch=1, padding=3),
+    depthwise(2, 5, 31, padding=15),
+]
+
+
+@every_direction
+@pytest.mark.parametrize("problem", EDGES, ids=str)
+def test_edges(problem, direction, isa, dtype):
+    check(direction, operands(problem, dtype), "depthwise")
+
+
+LONG = [
+    depthwise(1, (3, 1100), 3, batch=1, padding=1),  # blocks of columns
+    depthwise(2, (5, 700), (3, 9), batch=1, stride=2, padding=(1, 4)),
+    depthwise(1, (150, 120), 5, batch=1, padding=2),  # strips of rows
+    depthwise(1, (220, 90), 3, batch=2, stride=2, padding=1, dilation=2),
+    depthwise(1, (130, 600), (11, 3), batch=1, padding=(5, 1)),
+]
+
+
+@every_direction
+@pytest.mark.parametrize("problem", LONG, ids=str)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_strips_and_blocks(problem, threads, direction, isa, dtype, monkeypatch):
+    monkeypatch.setattr(plan, "FLOPS_PER_THREAD", 1)
+    with fastconv.threads(threads):
+        check(direction, operands(problem, dtype), "depthwise")
+
+
+@every_direction
+def test_an_empty_batch(direction, isa, dtype):
+    problem = depthwise(3, 5, 3, batch=0, padding=1)
+    assert identical(
+        compute(direction, operands(problem, dtype), "depthwise"),
+        compute(direction, operands(problem, dtype), "direct"),
+    )
+
+
+@pytest.mark.parametrize("mode", ["valid", "full", "same"])
+@pytest.mark.parametrize("size", [(3, 3), (5, 2), (9, 9), (14, 3)])
+def test_one_channel_is_correlate2d(mode, size, isa, dtype, rng):
+    image, taps = rng.uniform(-1, 1, (37, 41)).astype(dtype), rng.uniform(-1, 1, size).astype(dtype)
+    got = fastconv.conv2d(image[None, None], taps[None, None], padding=mode, algorithm="depthwise")
+    want = signal.correlate2d(image.astype(float), taps.astype(float), mode)
+    np.testing.assert_allclose(got[0, 0], want, rtol=0, atol=30 * np.finfo(dtype).eps * np.sqrt(taps.size))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [7, 14, 31])
+def test_the_gradients_are_adjoint(stride, size, isa, dtype):
+    data = operands(depthwise(6, size, 5, stride=stride, padding=2), dtype)
+    y = oracle("forward", data) - data.bias.astype(float)[:, None, None]
+    product = np.vdot(y, data.grad_output)
+    dx, dw = (compute(way, data, "depthwise") for way in ("input_grad", "weight_grad"))
+    bound = 100 * np.finfo(dtype).eps * np.sqrt(y.size)
+    assert abs(np.vdot(dx.astype(float), data.input) - product) < bound
+    assert abs(np.vdot(dw.astype(float), data.weight) - product) < bound
+
+
+@pytest.mark.parametrize("width", [6, 20])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_special_values_in_the_weight_gradient(width, value, isa, dtype):
+    """A pixel that is not finite reaches the taps that meet it, and no other."""
+    data = operands(depthwise(3, (9, width), 3, batch=1, padding=1), dtype)
+    data.input[0, 1, 4, width - 1] = value
+    with np.errstate(invalid="ignore"):
+        want = oracle("weight_grad", data)
+    got = compute("weight_grad", data, "depthwise")
+    assert (np.isfinite(got) == np.isfinite(want)).all()
+    np.testing.assert_allclose(got, want, rtol=0, atol=2000 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("taps", [1, 3, 9])
+def test_long_sums_are_as_accurate_as_those_of_gemm(taps, isa):
+    data = operands(depthwise(2, 200, taps, batch=4, padding=taps // 2), np.float32)
+    want = oracle("weight_grad", data)
+    errors = [np.abs(compute("weight_grad", data, name) - want).max() for name in ("depthwise", "gemm")]
+    assert errors[0] <= 2 * errors[1] + 1e-3
+
+
+@every_direction
+def test_what_it_does_not_take(direction):
+    for shape, filters, groups in (((1, 4, 9, 9), (4, 4, 3, 3), 1), ((1, 4, 9, 9), (4, 2, 3, 3), 2)):
+        with pytest.raises(ValueError, match=r"^algorithm: 'depthwise' does not take this problem"):
+            fastconv.plan_conv2d(shape, filters, groups=groups, direction=direction, algorithm="depthwise")
+
+
+@every_direction
+def test_it_is_chosen_where_a_group_has_one_channel(direction):
+    def chosen(shape, filters, groups):
+        return fastconv.plan_conv2d(shape, filters, groups=groups, direction=direction).algorithm
+
+    assert chosen((1, 32, 28, 28), (32, 1, 3, 3), 32) == "depthwise"
+    assert chosen((1, 32, 28, 28), (32, 2, 3, 3), 16) == "gemm"
+    assert chosen((1, 2, 4, 4), (2, 1, 3, 3), 2) == "direct"
+
+
+def test_prepared_and_plain_give_the_same_bits(isa, dtype):
+    data = operands(depthwise(9, 14, 5, padding=2), dtype)
+    operation = fastconv.prepare_conv2d(data.weight, data.bias, activation="relu", **data.case.options)
+    assert operation.plan(data.input.shape).algorithm == "depthwise"
+    want = fastconv.conv2d(data.input, data.weight, data.bias, activation="relu", **data.case.options)
+    assert identical(operation(data.input), want)
+    assert (want >= 0).all()
+
+
+def test_avx2_and_avx512_agree():
+    if not {"avx2", "avx512"} <= set(engine.loadable()):
+        pytest.skip("needs both")
+    data = operands(depthwise(5, 20, 5, stride=2, padding=2), np.float32)
+    for direction in ("forward", "input_grad"):
+        results = []
+        for isa in ("avx2", "avx512"):
+            with engine.forced(isa):
+                results.append(compute(direction, data, "depthwise"))
+        assert identical(*results)
