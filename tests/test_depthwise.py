@@ -111,6 +111,15 @@ def test_strips_and_blocks(problem, threads, direction, isa, dtype, monkeypatch)
         check(direction, operands(problem, dtype), "depthwise")
 
 
+def test_an_output_beyond_the_caches(isa, dtype):
+    """From 16 MiB on, rows are collected in cache and streamed."""
+    shape = (16, 64, 65, 65) if dtype == np.float32 else (8, 64, 65, 65)
+    data = operands(case(shape, (64, 1, 3, 3), groups=64, padding=1), dtype)
+    want = compute("forward", data, "direct", activation="relu")
+    got = compute("forward", data, "depthwise", activation="relu")
+    np.testing.assert_allclose(got, want, rtol=0, atol=40 * np.finfo(dtype).eps)
+
+
 @every_direction
 def test_an_empty_batch(direction, isa, dtype):
     problem = depthwise(3, 5, 3, batch=0, padding=1)

@@ -13,47 +13,21 @@ brought into cache, padded, and multiplied in tiles (depthwise_tile.pxd). Zeros 
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
+from fastconv.kernels.depthwise_store cimport copy_out, weave_vectors
 from fastconv.kernels.depthwise_strip cimport (
-    LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, repeat, separate, shape_lines, share,
-    store_some, window_of,
+    LINE, MOST_INNER, Strip, Window, aligned, clear, fill_strip, repeat, window_of,
 )
-from fastconv.kernels.depthwise_taps cimport Grid, grid_of
+from fastconv.kernels.depthwise_taps cimport Grid
 from fastconv.kernels.depthwise_tile cimport SHORT, TALL, Tile, most_rows, tile_of_taps
+from fastconv.kernels.depthwise_work cimport Work, list_grids, shape_work, tables_size
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence, vec, vload, vload_first, vset1,
-    vstore, vstore_first, vstream, vzero, vzip_high, vzip_low,
+    VL, flush_denormals, real, restore_denormals, stream_fence, vset1, vstore, vzero,
 )
 
 cdef enum:
-    STRIP_BYTES = 16 << 10  # of a strip: two of them fit the first-level cache
-    WIDEST = 512  # outputs of a line
     PARTS = 4  # for each thread
-    AHEAD = 1024  # elements from what is read to what is fetched
-    STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
-
-
-cdef struct Work:
-    Grid* grids                  # [row_phases][column_phases]
-    Py_ssize_t row_phases
-    Py_ssize_t column_phases
-    Py_ssize_t channels
-    Py_ssize_t weights           # taps of all grids, times channels
-    Py_ssize_t* weight_from
-    Strip strip
-    Py_ssize_t first_row         # of the input, for the first row of outputs
-    Py_ssize_t first_column
-    Py_ssize_t lanes             # groups in steps of `inner`
-    Py_ssize_t strips
-    Py_ssize_t strip_rows        # rows of outputs of a strip
-    Py_ssize_t blocks
-    Py_ssize_t block_columns
-    bint staged                  # rows of a tile go through the cache to an output beyond it
-    const real* input
-    const real* weight
-    const real* bias
-    real* out
 
 
 # What a unit computes.
@@ -74,109 +48,6 @@ cdef struct Scratch:
     Py_ssize_t size
 
 
-cdef Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
-    """Columns of taps that the two calls of a tile walk through."""
-    return grid.g.channels * grid.columns.count * (grid.chunks + (grid.rest > 0))
-
-
-cdef void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
-    """Finds the strip that serves every pass, and cuts the output into strips and blocks."""
-    cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, width, fit, skip = 1
-    cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2]
-    cdef Strip* s = &w.strip
-    cdef Grid grid
-    w.weights = 0
-    for i in range(passes):
-        grid = grid_of(g + i, taps)
-        if i == 0:
-            w.first_row = grid.rows.first
-            w.first_column = grid.columns.first
-            last_row = w.first_row
-            last_column = w.first_column
-        w.first_row = smaller(w.first_row, grid.rows.first)
-        w.first_column = smaller(w.first_column, grid.columns.first)
-        last_row = larger(last_row, grid.rows.first + (grid.rows.count - 1) * grid.rows.gap)
-        last_column = larger(last_column, grid.columns.first + (grid.columns.count - 1) * grid.columns.gap)
-        skip = larger(skip, grid.skip)
-        w.weights += g[i].taps * g[i].channels
-        taps += g[i].taps
-    w.channels = g[0].channels
-    s.inner = share(columns, g[0].groups)
-    s.step = g[0].step[2]
-    s.in_rows = g[0].in_size[1]
-    s.in_columns = g[0].in_size[2]
-    s.in_pitch = g[0].in_axis[1]
-    s.ahead = smaller(s.inner * g[0].in_group, AHEAD)
-    w.lanes = ceil_div(g[0].groups, s.inner)
-    w.blocks = ceil_div(columns, WIDEST)
-    w.block_columns = ceil_div(ceil_div(columns, w.blocks), VL) * VL if w.blocks > 1 else columns
-    w.blocks = ceil_div(columns, w.block_columns)
-    shape_lines(s, w.block_columns, last_column - w.first_column, -w.first_column)
-    # As many rows as fit the cache: whole tiles, and enough that what strips have in common is little.
-    fit = STRIP_BYTES // (s.pitch * w.channels * <Py_ssize_t> sizeof(real)) - (last_row - w.first_row)
-    width = TALL * skip
-    fit = larger(fit // g[0].step[1], 2 * (last_row - w.first_row) // g[0].step[1])
-    w.strip_rows = smaller(ceil_div(larger(fit, 1), width) * width, rows)
-    w.strips = ceil_div(rows, w.strip_rows)
-    s.rows = (w.strip_rows - 1) * g[0].step[1] + last_row - w.first_row + 1
-    w.staged = (w.blocks == 1 and g[0].out_axis[1] == columns
-                and g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real) >= STAGE_BYTES)
-    s.same_rows = w.strips == 1
-    s.same_columns = w.blocks == 1
-
-
-cdef void list_offsets(const Work* w, Grid* grid, Py_ssize_t* offset) noexcept nogil:
-    cdef const Strip* s = &w.strip
-    cdef Py_ssize_t c, chunk, t, at
-    cdef Py_ssize_t parts = grid.chunks + (grid.rest > 0)
-    grid.offset = offset
-    # The rest comes last for all channels: it is a call of its own.
-    for chunk in range(parts):
-        for c in range(w.channels):
-            for t in range(grid.columns.count):
-                at = chunk * w.channels + c
-                if chunk < grid.chunks:
-                    at = c * grid.chunks + chunk
-                offset[at * grid.columns.count + t] = (
-                    (c * s.rows + grid.rows.first - w.first_row + chunk * grid.taps * grid.rows.gap) * s.pitch
-                    + column_at(s, grid.columns.first - w.first_column + t * grid.columns.gap))
-
-
-cdef void list_weights(const Work* w, const Grid* grid, Py_ssize_t* from_) noexcept nogil:
-    """Where in a filter each weight of the table lies: [chunk or rest][channel][column][row of the chunk]."""
-    cdef const Geometry* g = grid.g
-    cdef Py_ssize_t c, chunk, t, r, row, column, height, at
-    for c in range(g.channels):
-        for chunk in range(grid.chunks + (grid.rest > 0)):
-            height = grid.taps
-            at = (c * grid.chunks + chunk) * grid.columns.count * grid.taps
-            if chunk == grid.chunks:
-                height = grid.rest
-                at = (g.channels * grid.chunks * grid.taps + c * grid.rest) * grid.columns.count
-            for t in range(grid.columns.count):
-                column = grid.columns.count - 1 - t if grid.columns.flipped else t
-                for r in range(height):
-                    row = chunk * grid.taps + r
-                    if grid.rows.flipped:
-                        row = grid.rows.count - 1 - row
-                    from_[at] = c * g.weight_channel + grid.table[row * grid.columns.count + column].weight
-                    at += 1
-
-
-cdef void list_grids(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
-    """Fills the tables that all threads read."""
-    cdef Py_ssize_t i, weight = 0
-    cdef Py_ssize_t* offset = w.weight_from + w.weights
-    for i in range(w.row_phases * w.column_phases):
-        w.grids[i] = grid_of(g + i, taps)
-        w.grids[i].weight = weight * VL
-        list_offsets(w, w.grids + i, offset)
-        list_weights(w, w.grids + i, w.weight_from + weight)
-        offset += entries_of(w.grids + i)
-        weight += g[i].taps * g[i].channels
-        taps += g[i].taps
-
-
 cdef void lay_weights(const Work* w, const real* weight, Py_ssize_t most, real* to) noexcept nogil:
     """The weights of all passes as vectors."""
     cdef Py_ssize_t i, stride = w.grids[0].g.weight_group
@@ -191,29 +62,6 @@ cdef void lay_weights(const Work* w, const real* weight, Py_ssize_t most, real* 
 cdef Py_ssize_t bound(Py_ssize_t size, Py_ssize_t block, Py_ssize_t number) noexcept nogil:
     """Elements of one block of a size."""
     return larger(smaller(size - number * block, block), 0)
-
-
-cdef inline void weave_vectors(const int inner, const int phases, const real* sums, Py_ssize_t pitch,
-                               Py_ssize_t rows, Py_ssize_t total, real** out, Py_ssize_t out_pitch,
-                               Py_ssize_t count) noexcept nogil:
-    """Rows of `total` outputs of each channel, from one phase or from two that take turns."""
-    cdef Py_ssize_t i, j, k
-    cdef vec[MOST_INNER] even, odd
-    cdef real* to
-    for i in range(rows):
-        for j in range(pitch // VL):
-            separate(inner, vload(sums + i * pitch + j * VL), even)
-            if phases == 2:
-                separate(inner, vload(sums + (TALL + i) * pitch + j * VL), odd)
-            for k in range(inner):
-                if k < count:
-                    to = out[k] + i * out_pitch + j * VL * phases
-                    if phases == 1:
-                        store_some(to, total - j * VL, even[k])
-                    else:
-                        store_some(to, total - 2 * j * VL, vzip_low(even[k], odd[k]))
-                        if inner == 1:
-                            store_some(to + VL, total - (2 * j + 1) * VL, vzip_high(even[k], odd[k]))
 
 
 cdef void weave_any(const Work* w, const Grid* phases, const real* sums, Py_ssize_t pitch, Py_ssize_t rows,
@@ -260,7 +108,7 @@ cdef void run_tile(bint advances, int rows, int taps, Tile* t) noexcept nogil:
 
 cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, Py_ssize_t lanes, real* sums,
                    Py_ssize_t sums_pitch) noexcept nogil:
-    """A tile of `rows` rows of `lanes` elements, in one call or, with a rest, in two; its out may be `sums`."""
+    """A tile of `rows` rows of `lanes` elements, in one call or, with a rest, in two; out may be `sums`."""
     cdef bint advances = grid.advance == 2
     cdef real* out = t.out
     cdef Py_ssize_t out_pitch = t.out_pitch
@@ -286,23 +134,6 @@ cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, Py_ssize_t lanes,
     if out != sums:
         t.last = lanes - (t.vectors - 1) * VL
     run_tile(advances, <int> rows, grid.rest if grid.rest else grid.taps, t)
-
-
-cdef void copy_out(const real* source, Py_ssize_t count, bint stream, real* to) noexcept nogil:
-    """Rows that lie side by side, from the first to the last element: memory is written fastest in its order."""
-    cdef Py_ssize_t i = 0
-    if stream:
-        while i < count and not is_vec_aligned(to + i):
-            to[i] = source[i]
-            i += 1
-        while i + VL <= count:
-            vstream(to + i, vload(source + i))
-            i += VL
-    while i + VL <= count:
-        vstore(to + i, vload(source + i))
-        i += VL
-    if i < count:
-        vstore_first(to + i, count - i, vload_first(source + i, count - i))
 
 
 cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const Scratch* at, const real* bias,
@@ -384,7 +215,8 @@ cdef void fill_unit(const Work* w, const Place* place, Window* window, real* str
         fill_strip(s, window, planes, strip + c * s.rows * s.pitch)
 
 
-cdef void compute_unit(const Work* w, const Place* place, const real* strip, const Scratch* at) noexcept nogil:
+cdef void compute_unit(const Work* w, const Place* place, const real* strip,
+                       const Scratch* at) noexcept nogil:
     cdef const Geometry* g = w.grids[0].g
     cdef const Strip* s = &w.strip
     cdef Py_ssize_t group = place.lane * s.inner
@@ -407,7 +239,9 @@ cdef Scratch carve(const Work* w, char* memory) noexcept nogil:
     cdef Scratch at
     cdef Py_ssize_t item = sizeof(real), size
     at.strip = <real*> memory
-    at.strip_size = ceil_div(w.channels * w.strip.rows * w.strip.pitch + VL, LINE) * LINE
+    # Half a line apart, modulo a line: a load that lies 4096 bytes from a store under way waits for it.
+    at.strip_size = w.channels * w.strip.rows * w.strip.pitch + w.strip.pitch // 2
+    at.strip_size = (at.strip_size // LINE + 2) * LINE
     size = 2 * at.strip_size * item
     at.weights = <real*> (memory + size)
     size += aligned(w.weights * VL * item)
@@ -449,7 +283,8 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
 
 cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
     """Parts of units that follow each other, more of them than threads: one may be held up."""
-    cdef Py_ssize_t units = w.grids[0].g.batch * w.lanes * w.strips * w.blocks, size = carve(w, memory).size, part
+    cdef Py_ssize_t units = w.grids[0].g.batch * w.lanes * w.strips * w.blocks, part
+    cdef Py_ssize_t size = carve(w, memory).size
     cdef Py_ssize_t parts = smaller(threads * PARTS, units)
     cdef unsigned int mode = 0
     if threads == 1 or units == 1:
@@ -462,17 +297,6 @@ cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
         for part in prange(parts, schedule="dynamic"):
             run_units(w, part * units // parts, (part + 1) * units // parts, memory + threadid() * size)
         restore_denormals(mode)
-
-
-cdef Py_ssize_t tables_size(const Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
-    """Bytes of the grids, the places of their weights and their offsets."""
-    cdef Py_ssize_t size = w.row_phases * w.column_phases * <Py_ssize_t> sizeof(Grid), i, count = w.weights
-    cdef Grid grid
-    for i in range(w.row_phases * w.column_phases):
-        grid = grid_of(g + i, taps)
-        count += entries_of(&grid)
-        taps += g[i].taps
-    return aligned(size + count * <Py_ssize_t> sizeof(Py_ssize_t))
 
 
 def workspace_bytes(cnp.ndarray geometries, cnp.ndarray taps, Py_ssize_t row_phases, Py_ssize_t column_phases,

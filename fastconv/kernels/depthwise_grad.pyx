@@ -7,8 +7,8 @@ strip of one image, is walked in tiles of TALL rows by one vector: a tile of the
 and every line of the input that is loaded meets all rows of taps at once. The sums of a piece start at zero
 and are added to those of the pieces before, so that a rounding error grows with the pixels of a strip.
 
-Pieces are dealt into splits where there are too few channels to occupy threads; the cut comes from the problem
-alone, and splits are added in order: the bits do not depend on the number of threads.
+Pieces are dealt into splits where there are too few channels to occupy threads; the cut comes from the
+problem alone, and splits are added in order: the bits do not depend on the number of threads.
 """
 
 cimport numpy as cnp
@@ -174,7 +174,8 @@ cdef void fill_piece(const Work* w, const Step* step, const Scratch* at) noexcep
         each = smaller(step.group + k, g.groups - 1)
         image[k] = w.input + n * g.in_image + each * g.in_group
         grad[k] = w.grad_output + n * g.out_image + each * g.out_group + step.row * g.out_row
-    window = window_of(&w.image, row * g.step[1] + w.grid.rows.first, column * g.step[2] + w.grid.columns.first)
+    window = window_of(&w.image, row * g.step[1] + w.grid.rows.first,
+                       column * g.step[2] + w.grid.columns.first)
     fill_strip(&w.image, &window, image, at.image)
     window = window_of(&w.grad, row, column)
     fill_strip(&w.grad, &window, grad, at.grad)
@@ -229,7 +230,8 @@ cdef inline real store_sums(const Work* w, const int inner, Py_ssize_t channels,
     return odd
 
 
-cdef void store_totals(const Work* w, Py_ssize_t group, Py_ssize_t m, const Scratch* at, real* out) noexcept nogil:
+cdef void store_totals(const Work* w, Py_ssize_t group, Py_ssize_t m, const Scratch* at,
+                       real* out) noexcept nogil:
     cdef const Geometry* g = w.grid.g
     cdef Py_ssize_t channels = smaller(w.image.inner, g.groups - group), k
     cdef real odd
@@ -320,7 +322,8 @@ cdef Py_ssize_t list_size(const Work* w) noexcept nogil:
 
 def workspace_bytes(cnp.ndarray geometry, cnp.ndarray taps, int threads):
     """Bytes that `weight_grad` needs beside its operands."""
-    cdef Work w = shape_work(<const Geometry*> cnp.PyArray_DATA(geometry), <const Tap*> cnp.PyArray_DATA(taps))
+    cdef Work w = shape_work(<const Geometry*> cnp.PyArray_DATA(geometry),
+                             <const Tap*> cnp.PyArray_DATA(taps))
     return parts_size(&w) + list_size(&w) + carve(&w, NULL, 0).size * threads + 64
 
 
@@ -329,7 +332,7 @@ def weight_grad(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.n
     """The equation above; the plan has checked every argument."""
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
     cdef real* to = <real*> cnp.PyArray_DATA(out)
-    cdef Py_ssize_t t
+    cdef Py_ssize_t t, row
     cdef Work w
     memory += -<Py_ssize_t> memory & 63
     w = shape_work(<const Geometry*> cnp.PyArray_DATA(geometry), <const Tap*> cnp.PyArray_DATA(taps))
@@ -338,6 +341,7 @@ def weight_grad(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.n
     w.out = <real*> memory if w.splits > 1 else to
     w.weight_at = <Py_ssize_t*> (memory + parts_size(&w))
     for t in range(w.grid.g.taps):  # totals stand column by column of the taps
-        w.weight_at[t] = w.grid.table[t % w.grid.rows.count * w.grid.columns.count + t // w.grid.rows.count].weight
+        row = t % w.grid.rows.count
+        w.weight_at[t] = w.grid.table[row * w.grid.columns.count + t // w.grid.rows.count].weight
     with nogil:
         run_all(&w, memory + parts_size(&w) + list_size(&w), to, threads)

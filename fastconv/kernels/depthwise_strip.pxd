@@ -13,8 +13,7 @@ from libc.string cimport memset
 
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.simd cimport (
-    VL, prefetch_near, real, vec, veven, vload, vload_first, vodd, vset1, vstore, vstore_first, vzero, vzip_high,
-    vzip_low,
+    VL, prefetch_near, real, vec, veven, vload, vload_first, vodd, vset1, vstore, vzero, vzip_high, vzip_low,
 )
 
 cdef enum:
@@ -81,13 +80,6 @@ cdef inline void shape_lines(Strip* s, Py_ssize_t width, Py_ssize_t reach, Py_ss
         s.pitch += LINE
 
 
-cdef inline void store_some(real* to, Py_ssize_t count, vec x) noexcept nogil:
-    if count >= VL:
-        vstore(to, x)
-    elif count > 0:
-        vstore_first(to, count, x)
-
-
 cdef inline void interleave(const int inner, const vec* x, real* to, Py_ssize_t pixels) noexcept nogil:
     """Pixels of `inner` channels, to whole vectors as far as `pixels` reach."""
     cdef vec a, b, c, d
@@ -109,23 +101,6 @@ cdef inline void interleave(const int inner, const vec* x, real* to, Py_ssize_t 
             vstore(to + 2 * VL, vzip_low(c, d))
             if pixels * 4 > 3 * VL:
                 vstore(to + 3 * VL, vzip_high(c, d))
-
-
-cdef inline void separate(const int inner, vec x, vec* to) noexcept nogil:
-    """The inverse for one vector: VL / inner pixels of each channel."""
-    cdef vec a, b
-    if inner == 1:
-        to[0] = x
-    elif inner == 2:
-        to[0] = veven(x, x)
-        to[1] = vodd(x, x)
-    else:
-        a = veven(x, x)
-        b = vodd(x, x)
-        to[0] = veven(a, a)
-        to[1] = veven(b, b)
-        to[2] = vodd(a, a)
-        to[3] = vodd(b, b)
 
 
 cdef inline vec repeat(int inner, const real* values, Py_ssize_t stride, Py_ssize_t most) noexcept nogil:
@@ -169,19 +144,19 @@ cdef inline void fill_pixels(const int inner, const int step, const real** sourc
         interleave(inner, odd, to_odd, count // 2)
 
 
-cdef inline void fill_lines(const int inner, const int step, const Strip* s, const Window* w, const real** source,
-                            real* to) noexcept nogil:
-    cdef Py_ssize_t at = 0, i, _row, pitch = s.pitch, in_pitch = s.in_pitch, rows = w.rows, ahead = s.ahead
+cdef inline void fill_lines(const int inner, const int step, const Strip* s, const Window* w,
+                            const real** source, real* to) noexcept nogil:
+    cdef Py_ssize_t at = 0, i, _r, pitch = s.pitch, in_pitch = s.in_pitch, rows = w.rows, ahead = s.ahead
     cdef Py_ssize_t whole = w.columns // (step * VL), rest = w.columns % (step * VL)
     cdef real* to_even = to + w.even
     cdef real* to_odd = to + w.odd
-    for _row in range(rows):
+    for _r in range(rows):
         for i in range(whole):
-            fill_pixels(inner, step, source, at + i * step * VL, ahead, step * VL, to_even + i * VL * inner,
-                        to_odd + i * VL * inner)
+            fill_pixels(inner, step, source, at + i * step * VL, ahead, step * VL,
+                        to_even + i * VL * inner, to_odd + i * VL * inner)
         if rest:
-            fill_pixels(inner, step, source, at + whole * step * VL, ahead, rest, to_even + whole * VL * inner,
-                        to_odd + whole * VL * inner)
+            fill_pixels(inner, step, source, at + whole * step * VL, ahead, rest,
+                        to_even + whole * VL * inner, to_odd + whole * VL * inner)
         at += in_pitch
         to_even += pitch
         to_odd += pitch

@@ -99,7 +99,8 @@ cdef inline void sums(const int taps, const int columns, const int advance, cons
                    vadd(vload(s.totals + c * s.totals_pitch + r * VL), acc[c][r]))
 
 
-cdef inline void sums_of_columns(const int taps, int columns, const int advance, const Sums* s) noexcept nogil:
+cdef inline void sums_of_columns(const int taps, int columns, const int advance,
+                                 const Sums* s) noexcept nogil:
     if columns == 1 or ROOM < 2 * taps:
         sums(taps, 1, advance, s)
     elif columns == 2 or ROOM < 3 * taps:

@@ -16,8 +16,8 @@ from fastconv.kernels.simd cimport (
 )
 
 cdef enum:
-    # SHORT sums, MOST_TAPS weights and one line fit 16 registers; with 32, tiles are twice as tall. Maps of 7,
-    # 14, 28, 56 and 112 rows are whole tiles.
+    # SHORT sums, MOST_TAPS weights and one line fit 16 registers; with 32, tiles are twice as tall. Maps of
+    # 7, 14, 28, 56 and 112 rows are whole tiles.
     SHORT = 7
     TALL = 14
 
@@ -42,8 +42,9 @@ cdef inline Py_ssize_t most_rows(int advance) noexcept nogil:
     return TALL if REGISTERS > 16 and advance == 1 else SHORT
 
 
-cdef inline void feed(const int rows, const int taps, const int advance, const bint shifted, const int l, vec* acc,
-                      const vec* weight, const real** line, Py_ssize_t pitch, vindex by) noexcept nogil:
+cdef inline void feed(const int rows, const int taps, const int advance, const bint shifted, const int l,
+                      vec* acc, const vec* weight, const real** line, Py_ssize_t pitch,
+                      vindex by) noexcept nogil:
     """Line l meets tap r of output i where l = i * advance + r."""
     cdef int r
     cdef vec x
@@ -92,32 +93,41 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
     cdef const real* input = t.input
     cdef const real* start = t.start
     cdef const real* weights
+    cdef const real* row_start
     cdef real* out = t.out
+    cdef real* row_out
     cdef bint relu = t.relu
     # A line that serves few taps is worth two aligned loads and a shift.
     cdef bint shifts = SHIFTS and taps <= 3 * advance
     for v in range(vectors):
+        # Pointers that walk: the compiler would work out the address of every row before the first.
+        row_start = start
         for i in range(rows):
-            acc[i] = vload(start + i * start_pitch)
+            acc[i] = vload(row_start)
+            row_start += start_pitch
         weights = t.weight
         for e in range(entries):
             for r in range(taps):
                 weight[r] = vload(weights + r * VL)
             shift = offset[e] & (VL - 1)
             if shifts and shift:
-                feed_all(rows, taps, advance, True, acc, weight, input + offset[e] - shift, pitch, vshift_by(shift))
+                feed_all(rows, taps, advance, True, acc, weight, input + offset[e] - shift, pitch,
+                         vshift_by(shift))
             else:
                 feed_all(rows, taps, advance, False, acc, weight, input + offset[e], pitch, vshift_by(0))
             weights += taps * VL
         if relu:
             for i in range(rows):
                 acc[i] = vrelu(acc[i])
+        row_out = out
         if v + 1 < vectors or last == VL:
             for i in range(rows):
-                vstore(out + i * out_pitch, acc[i])
+                vstore(row_out, acc[i])
+                row_out += out_pitch
         else:
             for i in range(rows):
-                vstore_first(out + i * out_pitch, last, acc[i])
+                vstore_first(row_out, last, acc[i])
+                row_out += out_pitch
         input += VL
         out += VL
         start += start_step

@@ -1,0 +1,150 @@
+"""How depthwise passes are cut: the strip that serves them all, and the tables that every thread reads."""
+
+from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, shape_lines, share
+from fastconv.kernels.depthwise_taps cimport Grid, grid_of
+from fastconv.kernels.depthwise_tile cimport TALL
+from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
+from fastconv.kernels.geometry cimport Geometry, Tap
+from fastconv.kernels.simd cimport VL, real
+
+cdef enum:
+    STRIP_BYTES = 16 << 10  # of a strip: two of them fit the first-level cache
+    WIDEST = 512  # outputs of a line
+    AHEAD = 1024  # elements from what is read to what is fetched
+    STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
+
+
+cdef struct Work:
+    Grid* grids                  # [row_phases][column_phases]
+    Py_ssize_t row_phases
+    Py_ssize_t column_phases
+    Py_ssize_t channels
+    Py_ssize_t weights           # taps of all grids, times channels
+    Py_ssize_t* weight_from
+    Strip strip
+    Py_ssize_t first_row         # of the input, for the first row of outputs
+    Py_ssize_t first_column
+    Py_ssize_t lanes             # groups in steps of `inner`
+    Py_ssize_t strips
+    Py_ssize_t strip_rows        # rows of outputs of a strip
+    Py_ssize_t blocks
+    Py_ssize_t block_columns
+    bint staged                  # rows of a tile go through the cache to an output beyond it
+    const real* input
+    const real* weight
+    const real* bias
+    real* out
+
+
+cdef inline Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
+    """Columns of taps that the two calls of a tile walk through."""
+    return grid.g.channels * grid.columns.count * (grid.chunks + (grid.rest > 0))
+
+
+cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
+    """Finds the strip that serves every pass, and cuts the output into strips and blocks."""
+    cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, width, fit, skip = 1
+    cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2]
+    cdef Strip* s = &w.strip
+    cdef Grid grid
+    w.weights = 0
+    for i in range(passes):
+        grid = grid_of(g + i, taps)
+        if i == 0:
+            w.first_row = grid.rows.first
+            w.first_column = grid.columns.first
+            last_row = w.first_row
+            last_column = w.first_column
+        w.first_row = smaller(w.first_row, grid.rows.first)
+        w.first_column = smaller(w.first_column, grid.columns.first)
+        last_row = larger(last_row, grid.rows.first + (grid.rows.count - 1) * grid.rows.gap)
+        last_column = larger(last_column, grid.columns.first + (grid.columns.count - 1) * grid.columns.gap)
+        skip = larger(skip, grid.skip)
+        w.weights += g[i].taps * g[i].channels
+        taps += g[i].taps
+    w.channels = g[0].channels
+    s.inner = share(columns, g[0].groups)
+    s.step = g[0].step[2]
+    s.in_rows = g[0].in_size[1]
+    s.in_columns = g[0].in_size[2]
+    s.in_pitch = g[0].in_axis[1]
+    s.ahead = smaller(s.inner * g[0].in_group, AHEAD)
+    w.lanes = ceil_div(g[0].groups, s.inner)
+    w.blocks = ceil_div(columns, WIDEST)
+    w.block_columns = ceil_div(ceil_div(columns, w.blocks), VL) * VL if w.blocks > 1 else columns
+    w.blocks = ceil_div(columns, w.block_columns)
+    shape_lines(s, w.block_columns, last_column - w.first_column, -w.first_column)
+    # As many rows as fit the cache: whole tiles, and enough that what strips have in common is little.
+    fit = STRIP_BYTES // (s.pitch * w.channels * <Py_ssize_t> sizeof(real)) - (last_row - w.first_row)
+    width = TALL * skip
+    fit = larger(fit // g[0].step[1], 2 * (last_row - w.first_row) // g[0].step[1])
+    w.strip_rows = smaller(ceil_div(larger(fit, 1), width) * width, rows)
+    w.strips = ceil_div(rows, w.strip_rows)
+    s.rows = (w.strip_rows - 1) * g[0].step[1] + last_row - w.first_row + 1
+    w.staged = (w.blocks == 1 and g[0].out_axis[1] == columns
+                and g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real) >= STAGE_BYTES)
+    s.same_rows = w.strips == 1
+    s.same_columns = w.blocks == 1
+
+
+cdef inline void list_offsets(const Work* w, Grid* grid, Py_ssize_t* offset) noexcept nogil:
+    cdef const Strip* s = &w.strip
+    cdef Py_ssize_t c, chunk, t, at
+    cdef Py_ssize_t parts = grid.chunks + (grid.rest > 0)
+    grid.offset = offset
+    # The rest comes last for all channels: it is a call of its own.
+    for chunk in range(parts):
+        for c in range(w.channels):
+            for t in range(grid.columns.count):
+                at = chunk * w.channels + c
+                if chunk < grid.chunks:
+                    at = c * grid.chunks + chunk
+                offset[at * grid.columns.count + t] = (
+                    (c * s.rows + grid.rows.first - w.first_row + chunk * grid.taps * grid.rows.gap) * s.pitch
+                    + column_at(s, grid.columns.first - w.first_column + t * grid.columns.gap))
+
+
+cdef inline void list_weights(const Work* w, const Grid* grid, Py_ssize_t* from_) noexcept nogil:
+    """Where in a filter each weight of the table lies: [chunk or rest][channel][column][row of the chunk]."""
+    cdef const Geometry* g = grid.g
+    cdef Py_ssize_t c, chunk, t, r, row, column, height, at
+    for c in range(g.channels):
+        for chunk in range(grid.chunks + (grid.rest > 0)):
+            height = grid.taps
+            at = (c * grid.chunks + chunk) * grid.columns.count * grid.taps
+            if chunk == grid.chunks:
+                height = grid.rest
+                at = (g.channels * grid.chunks * grid.taps + c * grid.rest) * grid.columns.count
+            for t in range(grid.columns.count):
+                column = grid.columns.count - 1 - t if grid.columns.flipped else t
+                for r in range(height):
+                    row = chunk * grid.taps + r
+                    if grid.rows.flipped:
+                        row = grid.rows.count - 1 - row
+                    from_[at] = c * g.weight_channel + grid.table[row * grid.columns.count + column].weight
+                    at += 1
+
+
+cdef inline void list_grids(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
+    """Fills the tables that all threads read."""
+    cdef Py_ssize_t i, weight = 0
+    cdef Py_ssize_t* offset = w.weight_from + w.weights
+    for i in range(w.row_phases * w.column_phases):
+        w.grids[i] = grid_of(g + i, taps)
+        w.grids[i].weight = weight * VL
+        list_offsets(w, w.grids + i, offset)
+        list_weights(w, w.grids + i, w.weight_from + weight)
+        offset += entries_of(w.grids + i)
+        weight += g[i].taps * g[i].channels
+        taps += g[i].taps
+
+
+cdef inline Py_ssize_t tables_size(const Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
+    """Bytes of the grids, the places of their weights and their offsets."""
+    cdef Py_ssize_t size = w.row_phases * w.column_phases * <Py_ssize_t> sizeof(Grid), i, count = w.weights
+    cdef Grid grid
+    for i in range(w.row_phases * w.column_phases):
+        grid = grid_of(g + i, taps)
+        count += entries_of(&grid)
+        taps += g[i].taps
+    return aligned(size + count * <Py_ssize_t> sizeof(Py_ssize_t))
