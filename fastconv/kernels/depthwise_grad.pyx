@@ -15,7 +15,8 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.depthwise_strip cimport (
-    LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, shape_lines, share, window_of,
+    LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, rows_of_strip, shape_lines,
+    share, window_of,
 )
 from fastconv.kernels.depthwise_sums cimport TALL, Sums, columns_at_once, sums_of_advance
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
@@ -24,7 +25,6 @@ from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport VL, flush_denormals, real, restore_denormals, vec, vload, vstore, vsums
 
 cdef enum:
-    STRIP_BYTES = 12 << 10  # of a strip of the input: two, and two of the gradient, fit the first-level cache
     WIDEST = 512  # outputs of a line
     PARTS = 4  # for each thread
     SPLIT_UNITS = 16  # independent sums offered to threads, where there are pieces enough
@@ -68,7 +68,7 @@ cdef struct Step:
 
 cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     cdef Work w
-    cdef Py_ssize_t reach, width, units, fit
+    cdef Py_ssize_t reach, width, units
     cdef Grid grid = grid_of(g, taps)
     w.grid = grid
     w.image.inner = w.grad.inner = share(g.out_size[2], g.groups)
@@ -92,9 +92,7 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     shape_lines(&w.grad, w.block_columns, 0, 0)
     reach = (grid.rows.count - 1) * grid.rows.gap
     width = TALL * grid.skip
-    fit = STRIP_BYTES // (w.image.pitch * <Py_ssize_t> sizeof(real)) - reach
-    fit = larger(fit // g.step[1], 2 * reach // g.step[1])
-    w.strip_rows = smaller(ceil_div(larger(fit, 1), width), ceil_div(g.out_size[1], width)) * width
+    w.strip_rows = ceil_div(rows_of_strip(w.image.pitch, reach, g.step[1], width, g.out_size[1]), width) * width
     w.strips = ceil_div(g.out_size[1], w.strip_rows)
     w.grad.rows = w.strip_rows
     w.image.rows = (w.strip_rows - 1) * g.step[1] + reach + 1

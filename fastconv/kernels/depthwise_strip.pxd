@@ -18,6 +18,8 @@ from fastconv.kernels.simd cimport (
 
 cdef enum:
     MOST_INNER = 4
+    WHOLE_BYTES = 16 << 10  # a plane up to this size is one strip
+    STRIP_BYTES = 8 << 10  # of others: one is filled while one is computed and what comes next is fetched
     LINE = 64 // sizeof(real)
 
 
@@ -78,6 +80,16 @@ cdef inline void shape_lines(Strip* s, Py_ssize_t width, Py_ssize_t reach, Py_ss
     s.pitch = s.phase * s.step
     if s.pitch % (4096 // <Py_ssize_t> sizeof(real)) == 0:  # lines would fall into the same cache sets
         s.pitch += LINE
+
+
+cdef inline Py_ssize_t rows_of_strip(Py_ssize_t pitch, Py_ssize_t reach, Py_ssize_t step, Py_ssize_t tile,
+                                     Py_ssize_t rows) noexcept nogil:
+    """Rows of outputs: all, or whole tiles that fit the cache, and so many that what strips share is little."""
+    cdef Py_ssize_t line = pitch * <Py_ssize_t> sizeof(real), fit
+    if ((rows - 1) * step + reach + 1) * line <= WHOLE_BYTES:
+        return rows
+    fit = larger(larger((STRIP_BYTES // line - reach) // step, 2 * reach // step), 1)
+    return smaller(ceil_div(fit, tile) * tile, rows)
 
 
 cdef inline void interleave(const int inner, const vec* x, real* to, Py_ssize_t pixels) noexcept nogil:

@@ -1,6 +1,6 @@
 """How depthwise passes are cut: the strip that serves them all, and the tables that every thread reads."""
 
-from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, shape_lines, share
+from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, rows_of_strip, shape_lines, share
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
 from fastconv.kernels.depthwise_tile cimport TALL
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
@@ -8,7 +8,6 @@ from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport VL, real
 
 cdef enum:
-    STRIP_BYTES = 16 << 10  # of a strip: two of them fit the first-level cache
     WIDEST = 512  # outputs of a line
     AHEAD = 1024  # elements from what is read to what is fetched
     STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
@@ -43,7 +42,7 @@ cdef inline Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
 
 cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
     """Finds the strip that serves every pass, and cuts the output into strips and blocks."""
-    cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, width, fit, skip = 1
+    cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, skip = 1
     cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2]
     cdef Strip* s = &w.strip
     cdef Grid grid
@@ -74,11 +73,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     w.block_columns = ceil_div(ceil_div(columns, w.blocks), VL) * VL if w.blocks > 1 else columns
     w.blocks = ceil_div(columns, w.block_columns)
     shape_lines(s, w.block_columns, last_column - w.first_column, -w.first_column)
-    # As many rows as fit the cache: whole tiles, and enough that what strips have in common is little.
-    fit = STRIP_BYTES // (s.pitch * w.channels * <Py_ssize_t> sizeof(real)) - (last_row - w.first_row)
-    width = TALL * skip
-    fit = larger(fit // g[0].step[1], 2 * (last_row - w.first_row) // g[0].step[1])
-    w.strip_rows = smaller(ceil_div(larger(fit, 1), width) * width, rows)
+    w.strip_rows = rows_of_strip(s.pitch * w.channels, last_row - w.first_row, g[0].step[1], TALL * skip, rows)
     w.strips = ceil_div(rows, w.strip_rows)
     s.rows = (w.strip_rows - 1) * g[0].step[1] + last_row - w.first_row + 1
     w.staged = (w.blocks == 1 and g[0].out_axis[1] == columns
