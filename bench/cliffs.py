@@ -92,7 +92,8 @@ def run(options: argparse.Namespace) -> int:
     with fastconv.threads(1), torch.no_grad():
         for cell in tqdm(cells()):
             found.append([*cell, *measure(cell, rng)])
-    path = results.RESULTS / f"cliffs-{machine.cpu_slug()}.json"
+    path = results.RESULTS / "cliffs" / f"{machine.cpu_slug()}.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine.describe(), "cells": found}) + "\n")
     print(summary(found))
     draw(found, options.docs / "cliffs.png")

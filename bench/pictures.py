@@ -42,11 +42,11 @@ STYLE = {
 }
 
 
-def draw(found: Results, docs: Path) -> list[Path]:
-    """Draw what the file holds; the paths of the pictures."""
+def draw(found: Results, of_suite: list[CaseResult], docs: Path) -> list[Path]:
+    """Draw the cases of one suite that the file holds; the paths of the pictures."""
     paths = []
-    for threads in sorted({case.threads for case in found.cases.values()}):
-        cases = [case for case in found.cases.values() if case.threads == threads]
+    for threads in sorted({case.threads for case in of_suite}):
+        cases = [case for case in of_suite if case.threads == threads]
         for kind, picture in (("roofline", roofline), ("ratios", ratio_chart)):
             with plt.rc_context(STYLE):
                 figure = picture(found, cases)

@@ -16,6 +16,7 @@ from bench import pictures, results, tables
 from bench.results import CaseResult, Results
 from bench.suites import layers_of
 
+DRAWN = "gemm"
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 MARKER = re.compile(
     r"(?P<begin><!-- bench:begin (?P<view>\w+)(?P<filters>[^>]*?)-->\n)"
@@ -35,7 +36,8 @@ def write(docs: Path) -> int:
         print(f"nothing to report: {results.RESULTS} is empty")
         return 1
     docs.mkdir(parents=True, exist_ok=True)
-    drawn = {found.path.stem: pictures.draw(found, docs) for found in files}
+    # One suite has pictures: shapes of different suites in one chart say little.
+    drawn = {found.path.stem: pictures.draw(found, select(found, {"suite": DRAWN}), docs) for found in files}
     page = docs / "performance.md"
     text = page.read_text() if page.exists() else FIRST_PAGE
 
