@@ -47,7 +47,7 @@ STREAM_HALVES_BYTES = 16 << 20  # ... or from here, where a line takes two store
 STREAM_DEPTH = 64  # the least depth that is no longer little
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 PAGE = 4096  # columns of weights this far apart, or a multiple, share a few lines of each cache: pack them
-BAND_FILL = 0.8  # share of a row's vectors that outputs must fill for bands to beat im2col panels
+BAND_IDLE_ROWS = 32  # filling im2col panels tap by tap costs as much as multiplying so many more rows
 MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
 SHORT_DEPTH = 32  # up to here the writing of large outputs decides: then ...
 WRITTEN_ROWS = 32  # ... as many rows at a time as there are streams that a prefetcher follows
@@ -167,23 +167,25 @@ def _streams(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
 
 
 def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
-    """Are outputs to be read from bands: do their rows fill vectors well, and does a band fit the cache?"""
-    width = int(geometry["out_size"][2])
+    """Are outputs to be read from bands? Rows leave lanes idle, panels are filled tap by tap."""
+    if (
+        len(table) == 1
+        or geometry["in_size"][0] != 1
+        or geometry["out_size"][0] != 1
+        or geometry["in_axis"][2] != 1
+        or not geometry["out_size"].all()
+    ):
+        return False
+    height, width = (int(size) for size in geometry["out_size"][1:])
     vector = load(dtype).machine.tile()[2]
-    # A panel of one vector leaves half of the register tile idle: it counts as two.
-    filled = width / (max(-(-width // vector), 2) * vector)
+    pixels = height * width
+    idle = (height * -(-width // vector) - -(-pixels // vector)) * vector / pixels
     reach = [int(r) + 1 for r in np.ptp(table[:, :3], axis=0)]
     step = [int(s) for s in geometry["step"]]
-    tile_rows = max(int(geometry["pixel_block"]) // max(width, 1), 1)
+    tile_rows = max(int(geometry["pixel_block"]) // width, 1)
     band = int(geometry["depth_block"]) * ((tile_rows - 1) * step[1] + reach[1])
     band *= (width * step[2] + reach[2]) * dtype.itemsize
-    return bool(
-        geometry["taps"] > 1
-        and band <= BAND_BYTES
-        and geometry["in_size"][0] == geometry["out_size"][0] == 1
-        and geometry["in_axis"][2] == 1
-        and filled >= BAND_FILL
-    )
+    return band <= BAND_BYTES and int(geometry["rows"]) * idle <= BAND_IDLE_ROWS
 
 
 def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], itemsize: int) -> int:

@@ -93,18 +93,18 @@ def test_many_blocks_of_rows_and_pixels(direction, threads, small_cache, dtype):
 # Where the weights are read
 
 
-# reading -> (BAND_FILL, PACK_PIXELS) of the plan, which otherwise chooses by size
+# reading -> (BAND_IDLE_ROWS, PACK_PIXELS) of the plan, which otherwise chooses by size
 READINGS = {
-    "im2col, weights in place": (2.0, 1 << 62),
-    "im2col, weights packed": (2.0, 0),
-    "bands": (0.0, 1 << 62),
+    "im2col, weights in place": (-1, 1 << 62),
+    "im2col, weights packed": (-1, 0),
+    "bands": (1 << 62, 1 << 62),
 }
 
 
 @pytest.fixture(params=READINGS.values(), ids=READINGS)
 def reading(request, monkeypatch, isa):
     """Each way in which the kernel can read its operands, whatever the plan would have chosen."""
-    for name, value in zip(("BAND_FILL", "PACK_PIXELS"), request.param, strict=True):
+    for name, value in zip(("BAND_IDLE_ROWS", "PACK_PIXELS"), request.param, strict=True):
         monkeypatch.setattr(passes, name, value)
     plan.plan_conv.cache_clear()
     yield
@@ -169,7 +169,7 @@ SOURCES = [
 
 @pytest.mark.parametrize(("problem", "direction", "source"), SOURCES, ids=str)
 def test_every_source_of_weights(problem, direction, source, monkeypatch, isa, dtype):
-    monkeypatch.setattr(passes, "BAND_FILL", 2.0)
+    monkeypatch.setattr(passes, "BAND_IDLE_ROWS", -1)
     monkeypatch.setattr(passes, "PACK_PIXELS", 1 << 62)
     assert source_of(problem, direction, dtype) == source
     check(direction, operands(problem, dtype), "gemm")

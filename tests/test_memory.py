@@ -104,7 +104,7 @@ def test_no_access_out_of_bounds_of_the_bias_gradient(shape, at, cage, isa, dtyp
     np.testing.assert_allclose(got, grad.sum(axis=(0, 2, 3)), atol=1e-5)
 
 
-READINGS = [(2.0, 1 << 62), (2.0, 0), (0.0, 0)]  # BAND_FILL, PACK_PIXELS: as in test_gemm.py
+READINGS = [(-1, 1 << 62), (-1, 0), (1 << 62, 0)]  # BAND_IDLE_ROWS, PACK_PIXELS: as in test_gemm.py
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")
@@ -115,7 +115,7 @@ READINGS = [(2.0, 1 << 62), (2.0, 0), (0.0, 0)]  # BAND_FILL, PACK_PIXELS: as in
 def test_no_access_out_of_bounds_by_any_reading(
     problem, fill, pixels, at, direction, cage, monkeypatch, isa, dtype
 ):
-    monkeypatch.setattr(passes, "BAND_FILL", fill)
+    monkeypatch.setattr(passes, "BAND_IDLE_ROWS", fill)
     monkeypatch.setattr(passes, "PACK_PIXELS", pixels)
     monkeypatch.setattr(calls, "scratch", lambda size: cage.place((size,), np.uint8, at))
     data = operands(problem, dtype)

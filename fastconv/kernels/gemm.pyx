@@ -12,15 +12,17 @@ written to the output once, with bias and activation applied.
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
+from fastconv.kernels.gemm_band cimport Band, list_offsets, list_slots, shape_band, slots_of
 from fastconv.kernels.gemm_cut cimport (
-    Partition, aligned, band_size, cut, panel_count, panels_size, sums_size, thread_size,
+    Partition, aligned, cut, depth_of, panels_size, sums_row, sums_size, tables_size, thread_size,
 )
+from fastconv.kernels.gemm_micro cimport Slot
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, in_order, is_dense, larger, pack_weights, plane_size, row_blocks, row_start, smaller,
 )
 from fastconv.kernels.gemm_task cimport PACKED, Source, Task, run_task
 from fastconv.kernels.geometry cimport Geometry, Tap
-from fastconv.kernels.simd cimport MR, NR, flush_denormals, real, restore_denormals, stream_fence
+from fastconv.kernels.simd cimport MR, flush_denormals, real, restore_denormals, stream_fence
 
 cdef enum:
     SLICE = 8  # channels that a thread packs at a time
@@ -68,22 +70,44 @@ cdef void run_unit(const Task* base, const Partition* p, Py_ssize_t unit, Py_ssi
     task.side_by_side = planes_are_dense(g)
     task.first_pixel = segment * p.segment_pixels + tile * p.tile_pixels
     task.pixels = smaller(p.tile_pixels, p.segment_pixels - tile * p.tile_pixels)
+    if g.bands and task.pixels < p.tile_pixels:
+        task.slots += slots_of(g, p.tile_pixels // g.out_size[2])
     task.last_block = base.first_block + (span + 1) * blocks // p.spans
     task.first_block += span * blocks // p.spans
     task.panels = <real*> scratch
     task.sums = <real*> (scratch + panels_size(g, task.taps, p))
-    task.sums_row = panel_count(g, task.pixels) * NR
+    task.sums_row = sums_row(g, task.pixels)
     task.runs = <Run*> (scratch + panels_size(g, task.taps, p) + sums_size(g, p))
-    task.offsets = <Py_ssize_t*> (scratch + band_size(g, task.taps, p)) if g.bands else NULL
     if task.first_block < task.last_block:
         run_task(&task, p.tile_pixels // g.out_size[2])
 
 
-cdef void run_all(const Task* base, int threads, char* scratch) noexcept nogil:
+cdef void list_band(Task* task, const Partition* p, Band* band, char* tables) noexcept nogil:
+    """What the units of a call that reads from bands have in common."""
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t tile_rows = p.tile_pixels // g.out_size[2]
+    cdef Py_ssize_t last_rows = g.out_size[1] - (p.tiles - 1) * tile_rows
+    cdef Py_ssize_t* offsets = <Py_ssize_t*> tables
+    cdef Slot* slots = <Slot*> (tables + aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t)))
+    band[0] = shape_band(g, task.taps, tile_rows)
+    list_offsets(g, task.taps, band, offsets)
+    list_slots(g, band, tile_rows, slots)
+    list_slots(g, band, last_rows, slots + slots_of(g, tile_rows))
+    task.band = band
+    task.offsets = offsets
+    task.slots = slots
+
+
+cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     cdef Partition p = cut(base.geometry, threads)
     cdef Py_ssize_t units = base.geometry.groups * p.segments * p.tiles * p.spans
     cdef Py_ssize_t size = thread_size(base.geometry, base.taps, &p), unit
     cdef unsigned int mode = 0
+    cdef Band band
+    base.offsets = NULL
+    if base.geometry.bands:
+        list_band(base, &p, &band, scratch)
+        scratch += tables_size(base.geometry, &p)
     if threads == 1 or units == 1:
         mode = flush_denormals()
         for unit in range(units):
@@ -157,7 +181,7 @@ def workspace_bytes(cnp.ndarray geometry, cnp.ndarray taps, int source, bint pre
     """Bytes that `conv` needs beside its operands."""
     cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometry)
     cdef Partition p = cut(g, threads)
-    cdef Py_ssize_t size = thread_size(g, <const Tap*> cnp.PyArray_DATA(taps), &p) * threads + 64
+    cdef Py_ssize_t size = thread_size(g, <const Tap*> cnp.PyArray_DATA(taps), &p) * threads + tables_size(g, &p) + 64
     if source == PACKED and not prepared:
         size += packed_size(g, blocks_within(g, pack_limit))
     return size

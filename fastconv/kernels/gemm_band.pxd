@@ -6,18 +6,19 @@ phases, so that what one tap reads for consecutive outputs lies side by side:
 
     band[c, row, q, j] = in[c, top + row, left + q + step * j]
 
-The element that tap (h, w) meets at output (y, x) is then at the panel's start plus offset[c, tap]:
+The element that tap (h, w) meets at output (y, x) is then at the vector's start plus offset[c, tap]:
 
     start = band + y * step_h * step_w * length + x        (y counted from the tile's first row)
     offset = ((c * rows + h - top_offset) * step_w + (w - left_offset) % step_w) * length
              + (w - left_offset) // step_w
 """
 
+from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport (
-    ceil_div, copy_stepped, fill_zero, larger, smaller,
+    ceil_div, copy_stepped, larger, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
-from fastconv.kernels.simd cimport NR, real
+from fastconv.kernels.simd cimport VL, real, vstore, vzero
 
 
 cdef struct Band:
@@ -25,7 +26,10 @@ cdef struct Band:
     Py_ssize_t left
     Py_ssize_t rows              # input rows of a full tile
     Py_ssize_t phases            # step along w
-    Py_ssize_t length            # of a phase of a row, with room for whole panels
+    Py_ssize_t length            # of a phase of a row, with room for whole vectors
+    Py_ssize_t before            # of a row: zeros, ...
+    Py_ssize_t first             # ... elements of the input from this one on, ...
+    Py_ssize_t inside            # ... and their number; then zeros again
 
 
 cdef inline Band shape_band(const Geometry* g, const Tap* taps, Py_ssize_t tile_rows) noexcept nogil:
@@ -40,7 +44,10 @@ cdef inline Band shape_band(const Geometry* g, const Tap* taps, Py_ssize_t tile_
         right = larger(right, taps[t].offset[2])
     b.rows = (tile_rows - 1) * g.step[1] + bottom - b.top + 1
     b.phases = g.step[2]
-    b.length = ceil_div(g.out_size[2], NR) * NR + (right - b.left) // g.step[2] + 1
+    b.length = ceil_div(g.out_size[2], VL) * VL + (right - b.left) // g.step[2] + 1
+    b.before = smaller(larger(-b.left, 0), b.length * b.phases)
+    b.first = smaller(larger(b.left, 0), g.in_size[2])
+    b.inside = smaller(g.in_size[2] - b.first, b.length * b.phases - b.before)
     return b
 
 
@@ -58,20 +65,46 @@ cdef inline void list_offsets(const Geometry* g, const Tap* taps, const Band* b,
                                         + across % b.phases) * b.length + across // b.phases)
 
 
-cdef inline void fill_row(const Geometry* g, const Band* b, const real* source, real* to) noexcept nogil:
-    """All phases of one row of the input; source points at its first element, or is NULL for zeros."""
-    cdef Py_ssize_t q, first, start, count
-    for q in range(b.phases):
-        start = b.left + q
-        first = 0 if start >= 0 else smaller(ceil_div(-start, b.phases), b.length)
-        count = 0
-        if source != NULL and start + first * b.phases < g.in_size[2]:
-            count = smaller(ceil_div(g.in_size[2] - start, b.phases), b.length) - first
-            fill_zero(to, first)
-            copy_stepped(to + first, source + start + first * b.phases, count, b.phases)
-        else:
-            first = 0
-        fill_zero(to + first + count, b.length - first - count)
+cdef inline Py_ssize_t slots_of(const Geometry* g, Py_ssize_t tile_rows) noexcept nogil:
+    return tile_rows * ceil_div(g.out_size[2], VL) + WIDEST
+
+
+cdef inline void list_slots(const Geometry* g, const Band* b, Py_ssize_t tile_rows, Slot* slots) noexcept nogil:
+    """The vectors of a tile, row by row, and WIDEST more to fill up its last panel."""
+    cdef Py_ssize_t row = 0, column = 0, number
+    for number in range(slots_of(g, tile_rows)):
+        slots[number].start = row * g.step[1] * b.phases * b.length + column
+        slots[number].pixel = row * g.out_size[2] + column
+        slots[number].columns = smaller(VL, g.out_size[2] - column)
+        if row >= tile_rows:
+            slots[number].start = slots[number].pixel = slots[number].columns = 0
+        column += VL
+        if column >= g.out_size[2]:
+            column = 0
+            row += 1
+
+
+cdef inline void surround(real* to, Py_ssize_t first, Py_ssize_t last, Py_ssize_t length) noexcept nogil:
+    """Zeros before `first` and from `last` on, in whole vectors: what lies between is written afterwards."""
+    cdef Py_ssize_t i = 0
+    while i < first:
+        vstore(to + smaller(i, length - VL), vzero())
+        i += VL
+    i = length
+    while i > last:
+        i -= VL
+        vstore(to + larger(i, 0), vzero())
+
+
+cdef inline void fill_row(const Band* b, Py_ssize_t phases, const real* source, real* to) noexcept nogil:
+    """One row of the input, or zeros if there is none; `phases` is that of the band."""
+    cdef Py_ssize_t q, first, last, inside = b.inside if source != NULL else 0
+    for q in range(phases):
+        first = ceil_div(b.before - q, phases)
+        last = ceil_div(b.before + inside - q, phases)
+        surround(to, first, last, b.length)
+        if last > first:
+            copy_stepped(to + first, source + b.first + (q + first * phases - b.before), last - first, phases)
         to += b.length
 
 
@@ -82,6 +115,7 @@ cdef inline void fill_band(const Geometry* g, const Band* b, const real* image, 
     A last tile has `spare_rows` fewer output rows than the band has room for.
     """
     cdef Py_ssize_t c, row, y
+    cdef real* to
     cdef Py_ssize_t used = b.rows - spare_rows * g.step[1]
     cdef const real* source
     for c in range(channels):
@@ -90,4 +124,10 @@ cdef inline void fill_band(const Geometry* g, const Band* b, const real* image, 
             source = NULL
             if y >= 0 and y < g.in_size[1]:
                 source = image + c * g.in_channel + y * g.in_axis[1]
-            fill_row(g, b, source, band + (c * b.rows + row) * b.phases * b.length)
+            to = band + (c * b.rows + row) * b.phases * b.length
+            if b.phases == 1:
+                fill_row(b, 1, source, to)
+            elif b.phases == 2:
+                fill_row(b, 2, source, to)
+            else:
+                fill_row(b, b.phases, source, to)

@@ -1,6 +1,7 @@
 """How the work of a matrix product is cut for threads, and the scratch memory that each of them needs."""
 
-from fastconv.kernels.gemm_band cimport Band, band_elements, shape_band
+from fastconv.kernels.gemm_band cimport Band, band_elements, shape_band, slots_of
+from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport Run, ceil_div, larger, plane_size, row_blocks, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, VL, real
@@ -53,30 +54,40 @@ cdef inline Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
     return ceil_div(size, 64) * 64
 
 
-cdef inline Py_ssize_t panel_count(const Geometry* g, Py_ssize_t pixels) noexcept nogil:
-    """Panels of a tile: of its pixels, or of each of its rows."""
+cdef inline Py_ssize_t columns_of(const Geometry* g, Py_ssize_t pixels) noexcept nogil:
+    """Columns of a tile: whole panels of its pixels, or whole vectors of each of its rows."""
     if g.bands:
-        return pixels // g.out_size[2] * ceil_div(g.out_size[2], NR)
-    return ceil_div(pixels, NR)
+        return pixels // g.out_size[2] * ceil_div(g.out_size[2], VL) * VL
+    return ceil_div(pixels, NR) * NR
 
 
-cdef inline Py_ssize_t band_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:
-    cdef Band band = shape_band(g, taps, p.tile_pixels // g.out_size[2])
-    return aligned(band_elements(g, &band) * <Py_ssize_t> sizeof(real))
+cdef inline Py_ssize_t tables_size(const Geometry* g, const Partition* p) noexcept nogil:
+    """What all threads read of a band: offsets of its rows, and the places of the vectors of a full and of a last tile."""
+    if not g.bands:
+        return 0
+    return (aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t))
+            + aligned(2 * slots_of(g, p.tile_pixels // g.out_size[2]) * <Py_ssize_t> sizeof(Slot)))
 
 
 cdef inline Py_ssize_t panels_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:
-    """The pixels of a tile for one block of the depth: as panels, or as a band and its offsets."""
+    """The pixels of a tile for one block of the depth: as panels, or as a band."""
+    cdef Band band
+    cdef Py_ssize_t elements = columns_of(g, p.tile_pixels) * depth_of(g)
     if g.bands:
-        return band_size(g, taps, p) + aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t))
-    return aligned(panel_count(g, p.tile_pixels) * NR * depth_of(g) * <Py_ssize_t> sizeof(real))
+        band = shape_band(g, taps, p.tile_pixels // g.out_size[2])
+        elements = band_elements(g, &band)
+    return aligned(elements * <Py_ssize_t> sizeof(real))
+
+
+cdef inline Py_ssize_t sums_row(const Geometry* g, Py_ssize_t pixels) noexcept nogil:
+    """Columns of the waiting sums of a tile: its last panel may be filled up with vectors beyond it."""
+    return columns_of(g, pixels) + (WIDEST * VL if g.bands else 0)
 
 
 cdef inline Py_ssize_t sums_size(const Geometry* g, const Partition* p) noexcept nogil:
     if depth_of(g) == g.channels * g.taps:
         return 0
-    return aligned(ceil_div(row_blocks(g), p.spans) * MR * panel_count(g, p.tile_pixels) * NR
-                   * <Py_ssize_t> sizeof(real))
+    return aligned(ceil_div(row_blocks(g), p.spans) * MR * sums_row(g, p.tile_pixels) * <Py_ssize_t> sizeof(real))
 
 
 cdef inline Py_ssize_t runs_size(const Partition* p) noexcept nogil:

@@ -5,12 +5,13 @@
 for i < blocks * rows, rows <= MR, and j < width = vectors * VL <= NR. `start` is a matrix, a bias a row,
 or zero.
 b is packed: `width` values a step. A fused tile reads b from an image of row stride `image_row` and packs
-it into `b` on the way, for the tiles that follow. A banded tile finds row k of b at b + offsets[k].
+it into `b` on the way, for the tiles that follow. A banded tile finds vector v of row k of b at
+b + slots[v].start + offsets[k], and each of its vectors may have a place of its own in the output.
 Every sum runs over k in ascending order, whatever the tile: a result does not depend on the tiling.
 """
 
 from fastconv.kernels.simd cimport (
-    MR, NR, NV, UNROLL, VL, prefetch_far, prefetch_near, real, vec, vfma_onto, vload, vrelu, vset1, vstore,
+    MR, NV, REGISTERS, UNROLL, VL, prefetch_far, prefetch_near, real, vec, vfma_onto, vload, vrelu, vset1, vstore,
     vstore_first, vstream, vzero,
 )
 
@@ -18,6 +19,8 @@ cdef enum:
     LINE = 64 // sizeof(real)
     # Rows of the image fetched ahead: 24 x 14 cycles cover the latency of the third cache level.
     AHEAD = 24
+    # Vectors of a banded tile: beyond it a tile of one row gains nothing.
+    WIDEST = 6
 
 
 # What is fetched into L2 while tiles are computed, one line a step: the image that comes next, row by row,
@@ -39,6 +42,13 @@ cdef inline void spend(Ahead* ahead, Py_ssize_t lines, const real* next_line, Py
         ahead.step = ahead.jump = ahead.left = 0
 
 
+# A vector of a banded tile: outputs of one row.
+cdef struct Slot:
+    Py_ssize_t start             # where it begins in the band
+    Py_ssize_t pixel             # and in the output
+    Py_ssize_t columns           # that are stored; 0: it only fills up a tile
+
+
 # Counts down and moves on as its tiles are computed.
 cdef struct Tile:
     Py_ssize_t blocks            # tiles, each of the same number of rows; 1 if fused
@@ -51,13 +61,15 @@ cdef struct Tile:
     const real* image            # fused tiles only
     Py_ssize_t image_row
     const Py_ssize_t* offsets    # banded tiles only
+    const Slot* slots            # banded tiles only, WIDEST or more
+    bint apart                   # banded tiles only: `out` is where slots count from
     Ahead* ahead
     const real* start            # NULL: begin at the bias, or at zero
     Py_ssize_t start_row
     const real* bias             # one a row, or NULL
     real* out
     Py_ssize_t out_row
-    Py_ssize_t columns           # of the width, how many are stored
+    Py_ssize_t columns           # of the width, how many are stored in all
     bint relu
     bint stream                  # write past the caches: every row of `out` on a vec's boundary
 
@@ -77,23 +89,31 @@ cdef enum Right:
     BANDED
 
 
+cdef inline int widest(const int rows) noexcept nogil:
+    """Vectors of a banded tile: as many as leave registers for its sums, a row of b and a broadcast value."""
+    cdef int vectors = (REGISTERS - 1) // (rows + 1)
+    return vectors if vectors < WIDEST else WIDEST
+
+
 cdef inline void multiply(const int rows, const int vectors, const Right right, vec* acc, const real** a,
-                          Py_ssize_t a_row, const real* b, real* kept) noexcept nogil:
+                          Py_ssize_t a_row, const real** b, Py_ssize_t offset, real* kept) noexcept nogil:
     """One step of the depth: acc[i, j] += a[i] * b[j]; a fused tile keeps b.
+
+    Of a banded tile, b holds the address of each vector, from which the row at hand is `offset` away.
 
     a holds the address of every fourth row: far fewer than rows, and the rows between are one index away.
     """
-    cdef vec[NV] b_row
+    cdef vec[WIDEST] b_row
     cdef vec a_value
     cdef int i, j
     for j in range(vectors):
-        b_row[j] = vload(b + j * VL)
+        b_row[j] = vload(b[j] + offset) if right == BANDED else vload(b[0] + j * VL)
         if right == FUSED:
             vstore(kept + j * VL, b_row[j])
     for i in range(rows):
         a_value = vset1(a[i // 4][i % 4 * a_row])
         for j in range(vectors):
-            acc[i * NV + j] = vfma_onto(acc[i * NV + j], a_value, b_row[j])
+            acc[i * vectors + j] = vfma_onto(acc[i * vectors + j], a_value, b_row[j])
 
 
 cdef inline void fetch_row(const int vectors, const real* row) noexcept nogil:
@@ -110,37 +130,54 @@ cdef inline void start_sums(const int rows, const int vectors, vec* acc, const T
     if t.start != NULL:
         for i in range(rows):
             for j in range(vectors):
-                acc[i * NV + j] = vload(t.start + i * t.start_row + j * VL)
+                acc[i * vectors + j] = vload(t.start + i * t.start_row + j * VL)
     elif t.bias != NULL:
         for i in range(rows):
             for j in range(vectors):
-                acc[i * NV + j] = vset1(t.bias[i])
+                acc[i * vectors + j] = vset1(t.bias[i])
     else:
         for i in range(rows):
             for j in range(vectors):
-                acc[i * NV + j] = vzero()
+                acc[i * vectors + j] = vzero()
 
 
-cdef inline void store_sums(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
+cdef inline void store_apart(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
+    """Each vector to a place of its own."""
+    cdef int i, j
+    cdef real* to
+    for j in range(vectors):
+        to = t.out + t.slots[j].pixel
+        if t.stream and t.slots[j].columns == VL:
+            for i in range(rows):
+                vstream(to + i * t.out_row, acc[i * vectors + j])
+        else:
+            for i in range(rows):
+                vstore_first(to + i * t.out_row, t.slots[j].columns, acc[i * vectors + j])
+
+
+cdef inline void store_sums(const int rows, const int vectors, const Right right, vec* acc,
+                            const Tile* t) noexcept nogil:
     cdef int i, j
     if t.relu:
         for i in range(rows):
             for j in range(vectors):
-                acc[i * NV + j] = vrelu(acc[i * NV + j])
-    if t.stream and t.columns == vectors * VL:
+                acc[i * vectors + j] = vrelu(acc[i * vectors + j])
+    if right == BANDED and t.apart:
+        store_apart(rows, vectors, acc, t)
+    elif t.stream and t.columns == vectors * VL:
         for i in range(rows):
             for j in range(vectors):
-                vstream(t.out + i * t.out_row + j * VL, acc[i * NV + j])
+                vstream(t.out + i * t.out_row + j * VL, acc[i * vectors + j])
     elif t.columns == vectors * VL:
         for i in range(rows):
             for j in range(vectors):
-                vstore(t.out + i * t.out_row + j * VL, acc[i * NV + j])
+                vstore(t.out + i * t.out_row + j * VL, acc[i * vectors + j])
     else:
         for i in range(rows):
             for j in range(vectors - 1):
-                vstore(t.out + i * t.out_row + j * VL, acc[i * NV + j])
+                vstore(t.out + i * t.out_row + j * VL, acc[i * vectors + j])
             vstore_first(t.out + i * t.out_row + (vectors - 1) * VL, t.columns - (vectors - 1) * VL,
-                         acc[i * NV + vectors - 1])
+                         acc[i * vectors + vectors - 1])
 
 
 cdef inline void step_down(const int rows, Tile* t) noexcept nogil:
@@ -156,23 +193,26 @@ cdef inline void step_down(const int rows, Tile* t) noexcept nogil:
 cdef inline void tiles(const int rows, const int vectors, const Left left, const Right right,
                        Tile* t) noexcept nogil:
     """What only changes from tile to tile stays in memory: every register belongs to the loop over k."""
-    cdef vec[MR * NV] acc
+    cdef vec[REGISTERS] acc
     cdef int i, j
     cdef Py_ssize_t k, a_row = t.a_row if left == ROWS else 1
     cdef Py_ssize_t a_step = 1 if left == ROWS else rows if left == BLOCKS else t.a_step
     cdef Py_ssize_t b_step = t.image_row if right == FUSED else vectors * VL
     cdef const real* a[4]
-    cdef const real* b
+    cdef const real* b[WIDEST]
     cdef real* kept
     cdef const real* line
-    cdef Py_ssize_t line_step, lines_left
+    cdef Py_ssize_t line_step, lines_left, offset
     cdef const real* coming      # row of the image to fetch: of this panel, then of the one beside it
     cdef Py_ssize_t rows_left
 
     while t.blocks > 0:
         for i in range(0, rows, 4):
             a[i // 4] = t.a + i * a_row
-        b = t.image if right == FUSED else t.b
+        b[0] = t.image if right == FUSED else t.b
+        if right == BANDED:
+            for j in range(vectors):
+                b[j] = t.b + t.slots[j].start
         kept = t.b
         if right == FUSED:
             rows_left = t.depth - AHEAD
@@ -182,44 +222,48 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
         lines_left = t.ahead.left
         start_sums(rows, vectors, acc, t)
         for k in range(t.depth // UNROLL):
-            prefetch_far(line)
-            line += line_step
-            lines_left -= 1
-            if lines_left == 0:
-                line += t.ahead.jump
-                lines_left = t.ahead.lines
+            if right != BANDED:
+                prefetch_far(line)
+                line += line_step
+                lines_left -= 1
+                if lines_left == 0:
+                    line += t.ahead.jump
+                    lines_left = t.ahead.lines
             for i in range(UNROLL):
-                if right == BANDED:
-                    b = t.b + t.offsets[k * UNROLL + i]
+                offset = t.offsets[k * UNROLL + i] if right == BANDED else 0
                 if right == FUSED:
                     fetch_row(vectors, coming)
                     coming += b_step
                     rows_left -= 1
                     if rows_left == 0:
                         coming = t.image + vectors * VL
-                multiply(rows, vectors, right, acc, a, a_row, b, kept)
+                multiply(rows, vectors, right, acc, a, a_row, b, offset, kept)
                 for j in range(0, rows, 4):
                     a[j // 4] += a_step
-                b += b_step
+                if right != BANDED:
+                    b[0] += b_step
                 kept += vectors * VL
         for k in range(t.depth // UNROLL * UNROLL, t.depth):
-            if right == BANDED:
-                b = t.b + t.offsets[k]
-            multiply(rows, vectors, right, acc, a, a_row, b, kept)
+            offset = t.offsets[k] if right == BANDED else 0
+            multiply(rows, vectors, right, acc, a, a_row, b, offset, kept)
             for j in range(0, rows, 4):
                 a[j // 4] += a_step
-            b += b_step
+            if right != BANDED:
+                b[0] += b_step
             kept += vectors * VL
-        store_sums(rows, vectors, acc, t)
-        spend(t.ahead, t.depth // UNROLL, line, lines_left)
+        store_sums(rows, vectors, right, acc, t)
+        if right != BANDED:
+            spend(t.ahead, t.depth // UNROLL, line, lines_left)
         step_down(rows, t)
         t.blocks -= 1
 
 
 cdef inline void tiles_of_height(const int rows, const Left left, int vectors, Tile* t) noexcept nogil:
     if left == BLOCKS and t.offsets != NULL:
-        if vectors == 2:
-            tiles(rows, 2, left, BANDED, t)
+        if vectors == widest(rows):
+            tiles(rows, widest(rows), left, BANDED, t)
+        elif widest(rows) > NV:
+            tiles(rows, NV, left, BANDED, t)
         else:
             tiles(rows, 1, left, BANDED, t)
     elif t.image != NULL:

@@ -4,15 +4,15 @@ Pixels are packed for one block of the depth at a time; panels of NR of them the
 the micro-kernel, and what it returns goes to the output, or waits for the next block of the depth.
 """
 
-from fastconv.kernels.gemm_band cimport Band, fill_band, list_offsets, shape_band
-from fastconv.kernels.gemm_cut cimport depth_of, panel_count
-from fastconv.kernels.gemm_micro cimport BLOCKS, COLUMNS, LINE, ROWS, Ahead, Tile, micro_kernel
+from fastconv.kernels.gemm_band cimport Band, fill_band
+from fastconv.kernels.gemm_cut cimport columns_of, depth_of
+from fastconv.kernels.gemm_micro cimport BLOCKS, COLUMNS, LINE, ROWS, Ahead, Slot, Tile, micro_kernel, widest
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels, panel_width,
     plane_size, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
-from fastconv.kernels.simd cimport MR, NR, VL, is_vec_aligned, real
+from fastconv.kernels.simd cimport MR, NR, NV, REGISTERS, VL, is_vec_aligned, real
 
 cdef enum:
     FEW_PIXELS = 4 * NR  # in a tile: then the weights are the larger stream
@@ -46,16 +46,20 @@ cdef struct Task:
     Py_ssize_t packed_block      # the block of rows where packed weights begin, and their number of rows
     Py_ssize_t packed_rows
     real* panels
-    real* sums                   # between depth blocks: [rows of the task][sums_row = panels * NR]
+    real* sums                   # between depth blocks: [rows of the task][sums_row]
     Py_ssize_t sums_row
     Run* runs
-    Py_ssize_t* offsets          # of the rows of a banded panel, or NULL
+    const Band* band             # where it is read from bands, or NULL: ...
+    const Py_ssize_t* offsets    # ... the rows of a panel, ...
+    const Slot* slots            # ... and the vectors of the tile
 
 
-# Up to NR columns of one block of the depth, and where their results go.
+# Some columns of one block of the depth, and where their results go.
 cdef struct Panel:
+    int vectors
     Py_ssize_t pixel             # its first
     Py_ssize_t columns
+    const Slot* slots            # banded only
     real* b
     const real* image            # its pixels in the input, where the first tile packs them
     real* stretch                # its pixels in the output, where they lie side by side
@@ -63,7 +67,7 @@ cdef struct Panel:
 
 
 cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t pixel,
-                                 Py_ssize_t columns, const real* values) noexcept nogil:
+                                 Py_ssize_t columns, const real* values, Py_ssize_t stride) noexcept nogil:
     """One tile of the result to an output whose pixels do not lie side by side."""
     cdef const Geometry* g = task.geometry
     cdef Py_ssize_t i, rest, offset
@@ -78,10 +82,10 @@ cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t ro
         for i in range(rows):
             to = task.out + offset + (row + i) * g.out_row
             if step == 1:
-                copy_row(to, values + i * NR + column, length)
+                copy_row(to, values + i * stride + column, length)
             else:
                 for j in range(length):
-                    to[j * step] = values[i * NR + column + j]
+                    to[j * step] = values[i * stride + column + j]
         column += length
 
 
@@ -167,9 +171,21 @@ cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row
         tile.out_row = g.out_row
     else:
         tile.out = values
-        tile.out_row = NR
+        tile.out_row = panel.vectors * VL
     tile.stream = (closes and panel.stretch != NULL and g.stream and g.out_row % VL == 0
-                   and is_vec_aligned(tile.out))
+                   and (not g.bands or g.out_size[2] % VL == 0) and is_vec_aligned(tile.out))
+
+
+cdef inline void scatter(const Task* task, const Panel* panel, Py_ssize_t row, Py_ssize_t rows,
+                         const real* values) noexcept nogil:
+    cdef Py_ssize_t stride = panel.vectors * VL
+    cdef int j
+    if panel.slots == NULL:
+        store_scattered(task, row, rows, panel.pixel, panel.columns, values, stride)
+        return
+    for j in range(panel.vectors):
+        store_scattered(task, row, rows, panel.pixel + panel.slots[j].pixel, panel.slots[j].columns,
+                        values + j * VL, stride)
 
 
 cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t first_block, Py_ssize_t last_block,
@@ -179,10 +195,9 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     Blocks of the same height go to the micro-kernel together, unless each has something of its own to do.
     """
     cdef const Geometry* g = task.geometry
-    cdef real[MR * NR] values
+    cdef real[REGISTERS * VL] values
     cdef Tile tile
     cdef Py_ssize_t block = first_block, blocks, row, rows
-    cdef Py_ssize_t width = panel_width(panel.columns)
     cdef bint opens = channel == 0, closes = channel + channels == g.channels
     cdef bint scattered = closes and panel.stretch == NULL
     cdef bint looks_at_weights = task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0
@@ -194,7 +209,9 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     tile.ahead = ahead
     tile.start_row = task.sums_row
     tile.relu = closes and g.relu
-    tile.columns = panel.columns if closes and panel.stretch != NULL else width
+    tile.slots = panel.slots
+    tile.apart = closes and not scattered
+    tile.columns = panel.columns if closes and not scattered else panel.vectors * VL
     while block < last_block:
         row = start_of(task, block)
         rows = task.height + (block < task.extra)
@@ -212,10 +229,10 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
             tile.bias = task.bias + row
         if looks_at_weights:
             look_at_weights(task, row + rows, rows, channel, channels, ahead)
-        compute_tiles(task.source, <int> rows, 2 if width == NR else 1, &tile)
+        compute_tiles(task.source, <int> rows, panel.vectors, &tile)
         tile.image = NULL
         if scattered:
-            store_scattered(task, row, rows, panel.pixel, panel.columns, values)
+            scatter(task, panel, row, rows, values)
         block += blocks
 
 
@@ -228,9 +245,11 @@ cdef inline Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t chann
     cdef Py_ssize_t image = p.pixel // plane_size(g), place = p.pixel % plane_size(g)
     cdef bint within
     p.columns = smaller(NR, task.pixels - column)
+    p.vectors = <int> (panel_width(p.columns) // VL)
     within = place + p.columns <= plane_size(g)
     p.sums = column
     p.b = task.panels + column * depth_of(g)
+    p.slots = NULL
     p.image = NULL
     p.stretch = NULL
     if task.dense and within and p.columns == NR:
@@ -240,16 +259,16 @@ cdef inline Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t chann
     return p
 
 
-cdef inline Panel band_panel_at(const Task* task, const Band* band, Py_ssize_t number) noexcept nogil:
-    """Panel of a row of outputs, read from the band."""
+cdef inline Panel band_panel_at(const Task* task, Py_ssize_t first, Py_ssize_t left, int most) noexcept nogil:
+    """Panel of at most `most` of the `left` vectors of a tile from number `first` on."""
     cdef const Geometry* g = task.geometry
     cdef Panel p
-    cdef Py_ssize_t across = ceil_div(g.out_size[2], NR)
-    cdef Py_ssize_t row = number // across, column = number % across * NR
-    p.pixel = task.first_pixel + row * g.out_size[2] + column
-    p.columns = smaller(NR, g.out_size[2] - column)
-    p.sums = number * NR
-    p.b = task.panels + row * g.step[1] * band.phases * band.length + column
+    p.vectors = most if left > NV else <int> left
+    p.pixel = task.first_pixel
+    p.columns = p.vectors * VL
+    p.slots = task.slots + first
+    p.sums = first * VL
+    p.b = task.panels
     p.image = NULL
     p.stretch = NULL
     if task.side_by_side:
@@ -257,15 +276,21 @@ cdef inline Panel band_panel_at(const Task* task, const Band* band, Py_ssize_t n
     return p
 
 
-cdef inline void run_blocks(const Task* task, const Band* band, Py_ssize_t channel, Py_ssize_t channels,
+cdef inline void run_blocks(const Task* task, Py_ssize_t channel, Py_ssize_t channels,
                             Ahead* ahead) noexcept nogil:
     """All rows and panels of a task, for one block of the depth that is packed."""
-    cdef Py_ssize_t per_block = larger(task.geometry.row_block // MR, 1), block = task.first_block, number
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t per_block = larger(g.row_block // MR, 1), block = task.first_block
+    cdef Py_ssize_t vectors = columns_of(g, task.pixels) // VL, vector
+    cdef int most = widest(<int> (task.height + (task.extra > 0)))
     cdef Panel panel
     while block < task.last_block:
-        for number in range(panel_count(task.geometry, task.pixels)):
-            panel = band_panel_at(task, band, number) if task.geometry.bands else panel_at(task, number, channel)
+        vector = 0
+        while vector < vectors:
+            panel = (band_panel_at(task, vector, vectors - vector, most) if g.bands
+                     else panel_at(task, vector // NV, channel))
             run_panel(task, &panel, block, smaller(block + per_block, task.last_block), channel, channels, ahead)
+            vector += panel.vectors if g.bands else NV
         block += per_block
 
 
@@ -275,15 +300,11 @@ cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
     Where pixels are read from bands, a full tile has `tile_rows` rows of outputs.
     """
     cdef const Geometry* g = task.geometry
-    cdef Band band
     cdef Py_ssize_t channel = 0, channels, runs = 0
     cdef Py_ssize_t row = task.first_pixel % plane_size(g) // g.out_size[2]
     cdef const real* image = task.input + task.first_pixel // plane_size(g) * g.in_image
     cdef Ahead ahead
-    if g.bands:
-        band = shape_band(g, task.taps, tile_rows)
-        list_offsets(g, task.taps, &band, task.offsets)
-    else:
+    if not g.bands:
         runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels, task.panels,
                          depth_of(g), task.runs)
         if task.dense:
@@ -291,11 +312,11 @@ cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
     while channel < g.channels:
         channels = smaller(g.depth_block, g.channels - channel)
         if g.bands:
-            fill_band(g, &band, image + channel * g.in_channel, row, tile_rows - task.pixels // g.out_size[2],
+            fill_band(g, task.band, image + channel * g.in_channel, row, tile_rows - task.pixels // g.out_size[2],
                       channels, task.panels)
         else:
             pack_pixels(g, task.taps, channel, channels, task.runs, runs)
             clear_tail(task.pixels, task.panels, depth_of(g), channels * g.taps)
         look_ahead(task, channel + channels, &ahead)
-        run_blocks(task, &band, channel, channels, &ahead)
+        run_blocks(task, channel, channels, &ahead)
         channel += channels
