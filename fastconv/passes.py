@@ -30,7 +30,7 @@ GEOMETRY = np.dtype(
     + [(name, np.intp) for name in ("out_offset", "out_image", "out_group", "out_row")]
     + [("out_axis", np.intp, 3)]
     + [(name, np.intp) for name in ("weight_group", "weight_row", "weight_channel")]
-    + [(name, np.intp) for name in ("relu", "stream", "bands", "depth_block", "row_block", "pixel_block")]
+    + [(name, np.intp) for name in ("relu", "stream", "bands", "skips", "depth_block", "row_block", "pixel_block")]
 )
 # Where the micro-kernel reads the weights: the enum Source of kernels/gemm_task.pxd.
 IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
@@ -48,6 +48,7 @@ STREAM_DEPTH = 64  # the least depth that is no longer little
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 PAGE = 4096  # columns of weights this far apart, or a multiple, share a few lines of each cache: pack them
 BAND_IDLE_ROWS = 32  # filling im2col panels tap by tap costs as much as multiplying so many more rows
+PADDING_SHARE = 0.05  # of the products with rows of the padding, from here on they are left out
 MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
 SHORT_DEPTH = 32  # up to here the writing of large outputs decides: then ...
 WRITTEN_ROWS = 32  # ... as many rows at a time as there are streams that a prefetcher follows
@@ -151,6 +152,7 @@ def make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dty
     _blocking(geometry, dtype)
     _collapse(geometry, table)
     geometry["bands"] = _takes_bands(geometry, table, dtype)
+    geometry["skips"] = geometry["bands"] and _share_in_padding(geometry, table) >= PADDING_SHARE
     return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
 
 
@@ -186,6 +188,12 @@ def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dt
     band = int(geometry["depth_block"]) * ((tile_rows - 1) * step[1] + reach[1])
     band *= (width * step[2] + reach[2]) * dtype.itemsize
     return band <= BAND_BYTES and int(geometry["rows"]) * idle <= BAND_IDLE_ROWS
+
+
+def _share_in_padding(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any]) -> float:
+    """Of all pairs of a row of outputs and a tap, how many meet a row of the padding."""
+    rows = np.add.outer(np.arange(geometry["out_size"][1]) * geometry["step"][1], table[:, 1])
+    return float(np.mean((rows < 0) | (rows >= geometry["in_size"][1])))
 
 
 def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], itemsize: int) -> int:

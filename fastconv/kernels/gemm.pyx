@@ -22,7 +22,9 @@ from fastconv.kernels.gemm_pack cimport (
 )
 from fastconv.kernels.gemm_task cimport PACKED, Source, Task, run_task
 from fastconv.kernels.geometry cimport Geometry, Tap
-from fastconv.kernels.simd cimport MR, flush_denormals, real, restore_denormals, stream_fence
+from fastconv.kernels.simd cimport (
+    MR, VL, flush_denormals, real, restore_denormals, stream_fence, vec, vfma, vload, vload_first, vsum, vzero,
+)
 
 cdef enum:
     SLICE = 8  # channels that a thread packs at a time
@@ -98,6 +100,18 @@ cdef void list_band(Task* task, const Partition* p, Band* band, char* tables) no
     task.slots = slots
 
 
+cdef bint are_finite(const Task* task) noexcept nogil:
+    """Are the packed weights? Zero times anything else is not zero."""
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t i = 0, count = g.groups * task.packed_rows * g.channels * g.taps
+    cdef vec total = vzero()
+    while i + VL <= count:
+        total = vfma(vload(task.weight + i), vzero(), total)
+        i += VL
+    total = vfma(vload_first(task.weight + i, count - i), vzero(), total)
+    return vsum(total) == 0
+
+
 cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     cdef Partition p = cut(base.geometry, threads)
     cdef Py_ssize_t units = base.geometry.groups * p.segments * p.tiles * p.spans
@@ -105,6 +119,7 @@ cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     cdef unsigned int mode = 0
     cdef Band band
     base.offsets = NULL
+    base.skips = base.geometry.skips and are_finite(base)
     if base.geometry.bands:
         list_band(base, &p, &band, scratch)
         scratch += tables_size(base.geometry, &p)

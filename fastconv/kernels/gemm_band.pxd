@@ -76,6 +76,7 @@ cdef inline void list_slots(const Geometry* g, const Band* b, Py_ssize_t tile_ro
         slots[number].start = row * g.step[1] * b.phases * b.length + column
         slots[number].pixel = row * g.out_size[2] + column
         slots[number].columns = smaller(VL, g.out_size[2] - column)
+        slots[number].row = row
         if row >= tile_rows:
             slots[number].start = slots[number].pixel = slots[number].columns = 0
         column += VL
@@ -131,3 +132,22 @@ cdef inline void fill_band(const Geometry* g, const Band* b, const real* image, 
                 fill_row(b, 2, source, to)
             else:
                 fill_row(b, b.phases, source, to)
+
+
+cdef inline void live_taps(const Geometry* g, const Tap* taps, Py_ssize_t first_row, Py_ssize_t last_row,
+                           Py_ssize_t* first, Py_ssize_t* last) noexcept nogil:
+    """The taps that meet the input from some of these rows of outputs: others would add zeros.
+
+    Offsets along the height rise or fall with the number of the tap.
+    """
+    first[0] = 0
+    last[0] = g.taps
+    while first[0] < last[0] and is_dead(g, &taps[first[0]], first_row, last_row):
+        first[0] += 1
+    while last[0] > first[0] and is_dead(g, &taps[last[0] - 1], first_row, last_row):
+        last[0] -= 1
+
+
+cdef inline bint is_dead(const Geometry* g, const Tap* tap, Py_ssize_t first_row, Py_ssize_t last_row) noexcept nogil:
+    return (last_row * g.step[1] + tap.offset[1] < 0
+            or first_row * g.step[1] + tap.offset[1] >= g.in_size[1])

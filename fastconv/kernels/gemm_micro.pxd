@@ -11,7 +11,7 @@ Every sum runs over k in ascending order, whatever the tile: a result does not d
 """
 
 from fastconv.kernels.simd cimport (
-    MR, NV, REGISTERS, UNROLL, VL, prefetch_far, prefetch_near, real, vec, vfma_onto, vload, vrelu, vset1, vstore,
+    MR, NV, REGISTERS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload, vrelu, vset1, vstore,
     vstore_first, vstream, vzero,
 )
 
@@ -47,6 +47,7 @@ cdef struct Slot:
     Py_ssize_t start             # where it begins in the band
     Py_ssize_t pixel             # and in the output
     Py_ssize_t columns           # that are stored; 0: it only fills up a tile
+    Py_ssize_t row               # of the outputs, counted from the tile's first
 
 
 # Counts down and moves on as its tiles are computed.
@@ -60,9 +61,11 @@ cdef struct Tile:
     real* b
     const real* image            # fused tiles only
     Py_ssize_t image_row
-    const Py_ssize_t* offsets    # banded tiles only
-    const Slot* slots            # banded tiles only, WIDEST or more
-    bint apart                   # banded tiles only: `out` is where slots count from
+    const Py_ssize_t* offsets    # banded tiles only, as all that follows up to ahead
+    Py_ssize_t runs              # the depth comes in runs of `depth` steps, ...
+    Py_ssize_t skip              # ... with so many between them that are left out
+    const Slot* slots            # WIDEST or more
+    bint apart                   # `out` is where slots count from
     Ahead* ahead
     const real* start            # NULL: begin at the bias, or at zero
     Py_ssize_t start_row
@@ -111,7 +114,7 @@ cdef inline void multiply(const int rows, const int vectors, const Right right, 
         if right == FUSED:
             vstore(kept + j * VL, b_row[j])
     for i in range(rows):
-        a_value = vset1(a[i // 4][i % 4 * a_row])
+        a_value = vset1(a[0][i] if right == BANDED else a[i // 4][i % 4 * a_row])
         for j in range(vectors):
             acc[i * vectors + j] = vfma_onto(acc[i * vectors + j], a_value, b_row[j])
 
@@ -195,13 +198,14 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
     """What only changes from tile to tile stays in memory: every register belongs to the loop over k."""
     cdef vec[REGISTERS] acc
     cdef int i, j
-    cdef Py_ssize_t k, a_row = t.a_row if left == ROWS else 1
+    cdef Py_ssize_t _run, k, a_row = t.a_row if left == ROWS else 1
     cdef Py_ssize_t a_step = 1 if left == ROWS else rows if left == BLOCKS else t.a_step
     cdef Py_ssize_t b_step = t.image_row if right == FUSED else vectors * VL
     cdef const real* a[4]
     cdef const real* b[WIDEST]
     cdef real* kept
     cdef const real* line
+    cdef const Py_ssize_t* offsets
     cdef Py_ssize_t line_step, lines_left, offset
     cdef const real* coming      # row of the image to fetch: of this panel, then of the one beside it
     cdef Py_ssize_t rows_left
@@ -210,9 +214,6 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
         for i in range(0, rows, 4):
             a[i // 4] = t.a + i * a_row
         b[0] = t.image if right == FUSED else t.b
-        if right == BANDED:
-            for j in range(vectors):
-                b[j] = t.b + t.slots[j].start
         kept = t.b
         if right == FUSED:
             rows_left = t.depth - AHEAD
@@ -221,36 +222,45 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
         line_step = t.ahead.step
         lines_left = t.ahead.left
         start_sums(rows, vectors, acc, t)
-        for k in range(t.depth // UNROLL):
-            if right != BANDED:
-                prefetch_far(line)
-                line += line_step
-                lines_left -= 1
-                if lines_left == 0:
-                    line += t.ahead.jump
-                    lines_left = t.ahead.lines
-            for i in range(UNROLL):
-                offset = t.offsets[k * UNROLL + i] if right == BANDED else 0
-                if right == FUSED:
-                    fetch_row(vectors, coming)
-                    coming += b_step
-                    rows_left -= 1
-                    if rows_left == 0:
-                        coming = t.image + vectors * VL
+        offsets = t.offsets
+        for _run in range(t.runs if right == BANDED else 1):
+            if right == BANDED:
+                for j in range(vectors):
+                    b[j] = as_one(t.b + t.slots[j].start)
+            for k in range(t.depth // UNROLL):
+                if right != BANDED:
+                    prefetch_far(line)
+                    line += line_step
+                    lines_left -= 1
+                    if lines_left == 0:
+                        line += t.ahead.jump
+                        lines_left = t.ahead.lines
+                for i in range(UNROLL):
+                    offset = offsets[k * UNROLL + i] if right == BANDED else 0
+                    if right == FUSED:
+                        fetch_row(vectors, coming)
+                        coming += b_step
+                        rows_left -= 1
+                        if rows_left == 0:
+                            coming = t.image + vectors * VL
+                    multiply(rows, vectors, right, acc, a, a_row, b, offset, kept)
+                    for j in range(0, rows, 4):
+                        a[j // 4] += a_step
+                    if right != BANDED:
+                        b[0] += b_step
+                    kept += vectors * VL
+            for k in range(t.depth // UNROLL * UNROLL, t.depth):
+                offset = offsets[k] if right == BANDED else 0
                 multiply(rows, vectors, right, acc, a, a_row, b, offset, kept)
                 for j in range(0, rows, 4):
                     a[j // 4] += a_step
                 if right != BANDED:
                     b[0] += b_step
                 kept += vectors * VL
-        for k in range(t.depth // UNROLL * UNROLL, t.depth):
-            offset = t.offsets[k] if right == BANDED else 0
-            multiply(rows, vectors, right, acc, a, a_row, b, offset, kept)
-            for j in range(0, rows, 4):
-                a[j // 4] += a_step
-            if right != BANDED:
-                b[0] += b_step
-            kept += vectors * VL
+            if right == BANDED:
+                offsets += t.depth + t.skip
+                for j in range(0, rows, 4):
+                    a[j // 4] += t.skip * a_step
         store_sums(rows, vectors, right, acc, t)
         if right != BANDED:
             spend(t.ahead, t.depth // UNROLL, line, lines_left)

@@ -14,7 +14,7 @@ Weights. Rows come in even blocks of at most MR; block i of a depth block holds
 
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_first, vtranspose, vzero,
+    MR, NR, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_apart, vstore_first, vtranspose, vzero,
 )
 
 
@@ -81,6 +81,16 @@ cdef inline void copy_row(real* to, const real* source, Py_ssize_t count) noexce
         i += VL
     if i < count:
         vcopy_first(to + i, source + i, count - i)
+
+
+cdef inline void spread_row(real* to, const real* source, Py_ssize_t count) noexcept nogil:
+    """to[2 j] = source[j]; what lies between is left as it is."""
+    cdef Py_ssize_t i = 0
+    while i + VL <= count:
+        vstore_apart(to + 2 * i, VL, vload(source + i))
+        i += VL
+    if i < count:
+        vstore_apart(to + 2 * i, count - i, vload_first(source + i, count - i))
 
 
 cdef inline void copy_every_second(real* to, const real* source, Py_ssize_t count) noexcept nogil:

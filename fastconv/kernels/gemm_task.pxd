@@ -4,12 +4,12 @@ Pixels are packed for one block of the depth at a time; panels of NR of them the
 the micro-kernel, and what it returns goes to the output, or waits for the next block of the depth.
 """
 
-from fastconv.kernels.gemm_band cimport Band, fill_band
+from fastconv.kernels.gemm_band cimport Band, fill_band, live_taps
 from fastconv.kernels.gemm_cut cimport columns_of, depth_of
 from fastconv.kernels.gemm_micro cimport BLOCKS, COLUMNS, LINE, ROWS, Ahead, Slot, Tile, micro_kernel, widest
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels, panel_width,
-    plane_size, smaller,
+    plane_size, smaller, spread_row,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, NV, REGISTERS, VL, is_vec_aligned, real
@@ -36,6 +36,7 @@ cdef struct Task:
     real* out
     Source source
     bint side_by_side            # outputs of one channel and image lie so
+    bint skips                   # taps that meet nothing but the padding: their weights are finite
     bint dense                   # full panels are packed by the first tile that reads them
     Py_ssize_t height            # of the blocks of rows: `extra` of them have one row more
     Py_ssize_t extra
@@ -59,7 +60,9 @@ cdef struct Panel:
     int vectors
     Py_ssize_t pixel             # its first
     Py_ssize_t columns
-    const Slot* slots            # banded only
+    const Slot* slots            # banded only, as the taps that are live, from first_tap to last_tap - 1
+    Py_ssize_t first_tap
+    Py_ssize_t last_tap
     real* b
     const real* image            # its pixels in the input, where the first tile packs them
     real* stretch                # its pixels in the output, where they lie side by side
@@ -83,6 +86,8 @@ cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t ro
             to = task.out + offset + (row + i) * g.out_row
             if step == 1:
                 copy_row(to, values + i * stride + column, length)
+            elif step == 2:
+                spread_row(to, values + i * stride + column, length)
             else:
                 for j in range(length):
                     to[j * step] = values[i * stride + column + j]
@@ -116,6 +121,19 @@ cdef inline void aim_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, 
         tile.a_step = g.weight_channel
         tile.a_block = rows * g.weight_row
         tile.a = task.weight + row * g.weight_row + channel * g.weight_channel
+
+
+cdef inline void skip_taps(const Geometry* g, const Panel* panel, Py_ssize_t rows, Py_ssize_t channels,
+                           Tile* tile) noexcept nogil:
+    """Leaves out, of each channel, the taps that meet nothing but the padding."""
+    cdef Py_ssize_t live = panel.last_tap - panel.first_tap
+    if live == g.taps:
+        return
+    tile.runs = channels
+    tile.depth = live
+    tile.skip = g.taps - live
+    tile.a += panel.first_tap * rows
+    tile.offsets += panel.first_tap
 
 
 cdef inline void look_ahead(const Task* task, Py_ssize_t channel, Ahead* ahead) noexcept nogil:
@@ -203,7 +221,6 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     cdef bint looks_at_weights = task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0
 
     tile.b = panel.b
-    tile.offsets = task.offsets
     tile.image = panel.image if first_block == task.first_block else NULL
     tile.image_row = g.in_channel
     tile.ahead = ahead
@@ -213,6 +230,9 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     tile.apart = closes and not scattered
     tile.columns = panel.columns if closes and not scattered else panel.vectors * VL
     while block < last_block:
+        tile.runs = 1
+        tile.skip = 0
+        tile.offsets = task.offsets
         row = start_of(task, block)
         rows = task.height + (block < task.extra)
         blocks = 1
@@ -220,6 +240,8 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
             blocks = (smaller(task.extra, last_block) if block < task.extra else last_block) - block
         tile.blocks = blocks
         aim_weights(task, row, rows, channel, channels, &tile)
+        if task.skips:
+            skip_taps(g, panel, rows, channels, &tile)
         aim_output(task, panel, row, closes, values, &tile)
         tile.start = NULL
         if not opens:
@@ -262,6 +284,7 @@ cdef inline Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t chann
 cdef inline Panel band_panel_at(const Task* task, Py_ssize_t first, Py_ssize_t left, int most) noexcept nogil:
     """Panel of at most `most` of the `left` vectors of a tile from number `first` on."""
     cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t row
     cdef Panel p
     p.vectors = most if left > NV else <int> left
     p.pixel = task.first_pixel
@@ -273,6 +296,10 @@ cdef inline Panel band_panel_at(const Task* task, Py_ssize_t first, Py_ssize_t l
     p.stretch = NULL
     if task.side_by_side:
         p.stretch = task.out + p.pixel // plane_size(g) * g.out_image + p.pixel % plane_size(g)
+    if task.skips:
+        row = task.first_pixel % plane_size(g) // g.out_size[2]
+        live_taps(g, task.taps, row + p.slots[0].row, row + p.slots[smaller(left, p.vectors) - 1].row,
+                  &p.first_tap, &p.last_tap)
     return p
 
 

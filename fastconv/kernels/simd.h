@@ -94,6 +94,12 @@ static inline vec vrelu(vec x) {
     return (vec)(~negative & (__typeof__(negative))x);
 }
 
+/* p itself: gcc would take the address apart and add its parts up again in each turn of a loop. */
+static inline const real *as_one(const real *p) {
+    __asm__("" : "+r"(p));
+    return p;
+}
+
 /* Hints, which cannot fault, that a line will be read. */
 static inline void prefetch_near(const real *p) { __builtin_prefetch(p, 0, 3); } /* into L1 */
 static inline void prefetch_far(const real *p) { __builtin_prefetch(p, 0, 2); }  /* into L2 */
@@ -327,6 +333,23 @@ static inline vec vzip_low(vec a, vec b) {
 static inline vec vzip_high(vec a, vec b) {
 #define FC_ZIP_HIGH(j) (VL / 2 + (j) / 2 + ((j) & 1) * VL)
     return FC_SHUFFLE(a, b, FC_ZIP_HIGH);
+}
+
+/* to[2 j] = v[j] for j < count; what lies between is neither read nor written. */
+static inline void vstore_apart(real *to, ptrdiff_t count, vec v) {
+#if defined(__AVX512F__)
+    unsigned long long mask = 0x55555555ull & ((1ull << 2 * count) - 1);
+    vec low = vzip_low(v, v), high = vzip_high(v, v);
+    if (FC_IS_FLOAT) {
+        _mm512_mask_storeu_ps(to, (__mmask16)mask, (__m512)low);
+        _mm512_mask_storeu_ps(to + VL, (__mmask16)(mask >> VL), (__m512)high);
+    } else {
+        _mm512_mask_storeu_pd(to, (__mmask8)mask, (__m512d)low);
+        _mm512_mask_storeu_pd(to + VL, (__mmask8)(mask >> VL), (__m512d)high);
+    }
+#else
+    for (ptrdiff_t j = 0; j < count; j++) to[2 * j] = v[j];
+#endif
 }
 
 /* Denormal operands and results cost a microcode assist each: workers flush them to zero and hand

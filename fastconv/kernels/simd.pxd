@@ -30,6 +30,7 @@ cdef extern from "simd.h" nogil:
     vec veven(vec a, vec b) noexcept
     vec vodd(vec a, vec b) noexcept
     real vsum(vec v) noexcept
+    const real* as_one(const real* p) noexcept
     void prefetch_near(const real* p) noexcept
     void prefetch_write(const real* p) nogil
     void prefetch_far(const real* p) noexcept
@@ -63,6 +64,7 @@ cdef extern from "simd.h" nogil:
     vec vdiv(vec a, vec b) noexcept
     vec vzip_low(vec a, vec b) noexcept
     vec vzip_high(vec a, vec b) noexcept
+    void vstore_apart(real* to, Py_ssize_t count, vec v) noexcept
 
     unsigned int flush_denormals() noexcept
     void restore_denormals(unsigned int mode) noexcept
