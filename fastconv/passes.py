@@ -34,6 +34,8 @@ GEOMETRY = np.dtype(
 )
 # Where the micro-kernel reads the weights: the enum Source of kernels/gemm_task.pxd.
 IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
+# What `bands` of a geometry says: the last is IN_HALVES of kernels/gemm_band.pxd.
+NO_BANDS, BANDS, HALF_BANDS = range(3)
 
 _Taps = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # of one axis: indices, offsets
 
@@ -48,6 +50,7 @@ STREAM_DEPTH = 64  # the least depth that is no longer little
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 PAGE = 4096  # columns of weights this far apart, or a multiple, share a few lines of each cache: pack them
 BAND_IDLE_ROWS = 32  # filling im2col panels tap by tap costs as much as multiplying so many more rows
+BAND_HALF_ROWS = 3  # reading vectors in halves costs as much as multiplying so many more
 PADDING_SHARE = 0.05  # of the products with rows of the padding, from here on they are left out
 MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
 SHORT_DEPTH = 32  # up to here the writing of large outputs decides: then ...
@@ -152,7 +155,7 @@ def make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dty
     _blocking(geometry, dtype)
     _collapse(geometry, table)
     geometry["bands"] = _takes_bands(geometry, table, dtype)
-    geometry["skips"] = geometry["bands"] and _share_in_padding(geometry, table) >= PADDING_SHARE
+    geometry["skips"] = geometry["bands"] != NO_BANDS and _share_in_padding(geometry, table) >= PADDING_SHARE
     return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
 
 
@@ -168,8 +171,11 @@ def _streams(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
     return outputs >= (STREAM_HALVES_BYTES if in_halves else STREAM_BYTES)
 
 
-def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
-    """Are outputs to be read from bands? Rows leave lanes idle, panels are filled tap by tap."""
+def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> int:
+    """Are outputs to be read from bands, by vectors or by halves of them? Panels are filled tap by tap.
+
+    What is counted is the work for lanes that stay idle, in rows of the product.
+    """
     if (
         len(table) == 1
         or geometry["in_size"][0] != 1
@@ -177,17 +183,24 @@ def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dt
         or geometry["in_axis"][2] != 1
         or not geometry["out_size"].all()
     ):
-        return False
+        return NO_BANDS
     height, width = (int(size) for size in geometry["out_size"][1:])
-    vector = load(dtype).machine.tile()[2]
-    pixels = height * width
-    idle = (height * -(-width // vector) - -(-pixels // vector)) * vector / pixels
+    vector, rows = load(dtype).machine.tile()[2], int(geometry["rows"])
     reach = [int(r) + 1 for r in np.ptp(table[:, :3], axis=0)]
     step = [int(s) for s in geometry["step"]]
     tile_rows = max(int(geometry["pixel_block"]) // width, 1)
     band = int(geometry["depth_block"]) * ((tile_rows - 1) * step[1] + reach[1])
     band *= (width * step[2] + reach[2]) * dtype.itemsize
-    return band <= BAND_BYTES and int(geometry["rows"]) * idle <= BAND_IDLE_ROWS
+
+    def idle(lanes: int) -> float:
+        return rows * (height * -(-width // lanes) * lanes / (height * width) - 1)
+
+    by_vectors, by_halves = idle(vector), idle(vector // 2) + BAND_HALF_ROWS
+    in_halves = load(dtype).machine.has_halves() and by_halves < by_vectors
+    in_panels = rows * (-(-height * width // vector) * vector / (height * width) - 1)
+    if band > BAND_BYTES or min(by_vectors, by_halves if in_halves else by_vectors) - in_panels > BAND_IDLE_ROWS:
+        return NO_BANDS
+    return HALF_BANDS if in_halves else BANDS
 
 
 def _share_in_padding(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any]) -> float:

@@ -21,6 +21,10 @@ from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport VL, real, vstore, vzero
 
 
+cdef enum:
+    IN_HALVES = 2  # what `bands` of the geometry says where half vectors have places of their own
+
+
 cdef struct Band:
     Py_ssize_t top               # smallest offset of a tap along h, and along w
     Py_ssize_t left
@@ -65,21 +69,25 @@ cdef inline void list_offsets(const Geometry* g, const Tap* taps, const Band* b,
                                         + across % b.phases) * b.length + across // b.phases)
 
 
+cdef inline Py_ssize_t lanes_of_slot(const Geometry* g) noexcept nogil:
+    return VL // 2 if g.bands == IN_HALVES else VL
+
+
 cdef inline Py_ssize_t slots_of(const Geometry* g, Py_ssize_t tile_rows) noexcept nogil:
-    return tile_rows * ceil_div(g.out_size[2], VL) + WIDEST
+    return tile_rows * ceil_div(g.out_size[2], lanes_of_slot(g)) + 2 * WIDEST
 
 
 cdef inline void list_slots(const Geometry* g, const Band* b, Py_ssize_t tile_rows, Slot* slots) noexcept nogil:
-    """The vectors of a tile, row by row, and WIDEST more to fill up its last panel."""
-    cdef Py_ssize_t row = 0, column = 0, number
+    """The vectors of a tile, or halves of them, row by row, and some more to fill up its last panel."""
+    cdef Py_ssize_t row = 0, column = 0, lanes = lanes_of_slot(g), number
     for number in range(slots_of(g, tile_rows)):
         slots[number].start = row * g.step[1] * b.phases * b.length + column
         slots[number].pixel = row * g.out_size[2] + column
-        slots[number].columns = smaller(VL, g.out_size[2] - column)
+        slots[number].columns = smaller(lanes, g.out_size[2] - column)
         slots[number].row = row
         if row >= tile_rows:
             slots[number].start = slots[number].pixel = slots[number].columns = 0
-        column += VL
+        column += lanes
         if column >= g.out_size[2]:
             column = 0
             row += 1

@@ -1,6 +1,6 @@
 """How the work of a matrix product is cut for threads, and the scratch memory that each of them needs."""
 
-from fastconv.kernels.gemm_band cimport Band, band_elements, shape_band, slots_of
+from fastconv.kernels.gemm_band cimport Band, band_elements, lanes_of_slot, shape_band, slots_of
 from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport Run, ceil_div, larger, plane_size, row_blocks, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
@@ -55,9 +55,9 @@ cdef inline Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
 
 
 cdef inline Py_ssize_t columns_of(const Geometry* g, Py_ssize_t pixels) noexcept nogil:
-    """Columns of a tile: whole panels of its pixels, or whole vectors of each of its rows."""
+    """Columns of a tile: whole panels of its pixels, or whole vectors, or halves, of each of its rows."""
     if g.bands:
-        return pixels // g.out_size[2] * ceil_div(g.out_size[2], VL) * VL
+        return pixels // g.out_size[2] * ceil_div(g.out_size[2], lanes_of_slot(g)) * lanes_of_slot(g)
     return ceil_div(pixels, NR) * NR
 
 

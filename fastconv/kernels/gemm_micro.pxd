@@ -6,12 +6,13 @@ for i < blocks * rows, rows <= MR, and j < width = vectors * VL <= NR. `start` i
 or zero.
 b is packed: `width` values a step. A fused tile reads b from an image of row stride `image_row` and packs
 it into `b` on the way, for the tiles that follow. A banded tile finds vector v of row k of b at
-b + slots[v].start + offsets[k], and each of its vectors may have a place of its own in the output.
+b + slots[v].start + offsets[k], and each of its vectors may have a place of its own in the output. Of a
+tile of halves, each half of a vector has a slot.
 Every sum runs over k in ascending order, whatever the tile: a result does not depend on the tiling.
 """
 
 from fastconv.kernels.simd cimport (
-    MR, NV, REGISTERS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload, vrelu, vset1, vstore,
+    MR, NV, REGISTERS, SHIFTS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload, vload_halves, vrelu, vset1, vstore,
     vstore_first, vstream, vzero,
 )
 
@@ -42,7 +43,7 @@ cdef inline void spend(Ahead* ahead, Py_ssize_t lines, const real* next_line, Py
         ahead.step = ahead.jump = ahead.left = 0
 
 
-# A vector of a banded tile: outputs of one row.
+# A vector of a banded tile, or half of one: outputs of one row.
 cdef struct Slot:
     Py_ssize_t start             # where it begins in the band
     Py_ssize_t pixel             # and in the output
@@ -65,6 +66,7 @@ cdef struct Tile:
     Py_ssize_t runs              # the depth comes in runs of `depth` steps, ...
     Py_ssize_t skip              # ... with so many between them that are left out
     const Slot* slots            # WIDEST or more
+    bint halves                  # there is a slot for each half of a vector
     bint apart                   # `out` is where slots count from
     Ahead* ahead
     const real* start            # NULL: begin at the bias, or at zero
@@ -90,12 +92,18 @@ cdef enum Right:
     PANEL
     FUSED
     BANDED
+    HALVES                       # banded, too
 
 
 cdef inline int widest(const int rows) noexcept nogil:
     """Vectors of a banded tile: as many as leave registers for its sums, a row of b and a broadcast value."""
     cdef int vectors = (REGISTERS - 1) // (rows + 1)
     return vectors if vectors < WIDEST else WIDEST
+
+
+cdef inline int most_vectors(const int rows, bint halves) noexcept nogil:
+    """Of a banded tile; the places of halves need twice the registers for addresses."""
+    return 3 if halves and widest(rows) > 3 else widest(rows)
 
 
 cdef inline void multiply(const int rows, const int vectors, const Right right, vec* acc, const real** a,
@@ -110,11 +118,14 @@ cdef inline void multiply(const int rows, const int vectors, const Right right, 
     cdef vec a_value
     cdef int i, j
     for j in range(vectors):
-        b_row[j] = vload(b[j] + offset) if right == BANDED else vload(b[0] + j * VL)
+        if right == HALVES:
+            b_row[j] = vload_halves(b[2 * j] + offset, b[2 * j + 1] + offset)
+        else:
+            b_row[j] = vload(b[j] + offset) if right == BANDED else vload(b[0] + j * VL)
         if right == FUSED:
             vstore(kept + j * VL, b_row[j])
     for i in range(rows):
-        a_value = vset1(a[0][i] if right == BANDED else a[i // 4][i % 4 * a_row])
+        a_value = vset1(a[0][i] if right >= BANDED else a[i // 4][i % 4 * a_row])
         for j in range(vectors):
             acc[i * vectors + j] = vfma_onto(acc[i * vectors + j], a_value, b_row[j])
 
@@ -223,12 +234,12 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
         lines_left = t.ahead.left
         start_sums(rows, vectors, acc, t)
         offsets = t.offsets
-        for _run in range(t.runs if right == BANDED else 1):
-            if right == BANDED:
-                for j in range(vectors):
+        for _run in range(t.runs if right >= BANDED else 1):
+            if right >= BANDED:
+                for j in range(2 * vectors if right == HALVES else vectors):
                     b[j] = as_one(t.b + t.slots[j].start)
             for k in range(t.depth // UNROLL):
-                if right != BANDED:
+                if right < BANDED:
                     prefetch_far(line)
                     line += line_step
                     lines_left -= 1
@@ -236,7 +247,7 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
                         line += t.ahead.jump
                         lines_left = t.ahead.lines
                 for i in range(UNROLL):
-                    offset = offsets[k * UNROLL + i] if right == BANDED else 0
+                    offset = offsets[k * UNROLL + i] if right >= BANDED else 0
                     if right == FUSED:
                         fetch_row(vectors, coming)
                         coming += b_step
@@ -246,30 +257,32 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
                     multiply(rows, vectors, right, acc, a, a_row, b, offset, kept)
                     for j in range(0, rows, 4):
                         a[j // 4] += a_step
-                    if right != BANDED:
+                    if right < BANDED:
                         b[0] += b_step
                     kept += vectors * VL
             for k in range(t.depth // UNROLL * UNROLL, t.depth):
-                offset = offsets[k] if right == BANDED else 0
+                offset = offsets[k] if right >= BANDED else 0
                 multiply(rows, vectors, right, acc, a, a_row, b, offset, kept)
                 for j in range(0, rows, 4):
                     a[j // 4] += a_step
-                if right != BANDED:
+                if right < BANDED:
                     b[0] += b_step
                 kept += vectors * VL
-            if right == BANDED:
+            if right >= BANDED:
                 offsets += t.depth + t.skip
                 for j in range(0, rows, 4):
                     a[j // 4] += t.skip * a_step
         store_sums(rows, vectors, right, acc, t)
-        if right != BANDED:
+        if right < BANDED:
             spend(t.ahead, t.depth // UNROLL, line, lines_left)
         step_down(rows, t)
         t.blocks -= 1
 
 
 cdef inline void tiles_of_height(const int rows, const Left left, int vectors, Tile* t) noexcept nogil:
-    if left == BLOCKS and t.offsets != NULL:
+    if left == BLOCKS and t.halves and SHIFTS:
+        tiles(rows, most_vectors(rows, True), left, HALVES, t)
+    elif left == BLOCKS and t.offsets != NULL:
         if vectors == widest(rows):
             tiles(rows, widest(rows), left, BANDED, t)
         elif widest(rows) > NV:

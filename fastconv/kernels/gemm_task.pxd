@@ -4,9 +4,9 @@ Pixels are packed for one block of the depth at a time; panels of NR of them the
 the micro-kernel, and what it returns goes to the output, or waits for the next block of the depth.
 """
 
-from fastconv.kernels.gemm_band cimport Band, fill_band, live_taps
+from fastconv.kernels.gemm_band cimport IN_HALVES, Band, fill_band, lanes_of_slot, live_taps
 from fastconv.kernels.gemm_cut cimport columns_of, depth_of
-from fastconv.kernels.gemm_micro cimport BLOCKS, COLUMNS, LINE, ROWS, Ahead, Slot, Tile, micro_kernel, widest
+from fastconv.kernels.gemm_micro cimport BLOCKS, COLUMNS, LINE, ROWS, Ahead, Slot, Tile, micro_kernel, most_vectors
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels, panel_width,
     plane_size, smaller, spread_row,
@@ -184,26 +184,25 @@ cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row
     if not closes:
         tile.out = task.sums + (row - start_of(task, task.first_block)) * tile.start_row + panel.sums
         tile.out_row = tile.start_row
-    elif panel.stretch != NULL:
-        tile.out = panel.stretch + row * g.out_row
-        tile.out_row = g.out_row
-    else:
+    elif panel.stretch == NULL or g.bands == IN_HALVES:
         tile.out = values
         tile.out_row = panel.vectors * VL
-    tile.stream = (closes and panel.stretch != NULL and g.stream and g.out_row % VL == 0
+    else:
+        tile.out = panel.stretch + row * g.out_row
+        tile.out_row = g.out_row
+    tile.stream = (closes and tile.out != values and g.stream and g.out_row % VL == 0
                    and (not g.bands or g.out_size[2] % VL == 0) and is_vec_aligned(tile.out))
 
 
 cdef inline void scatter(const Task* task, const Panel* panel, Py_ssize_t row, Py_ssize_t rows,
                          const real* values) noexcept nogil:
-    cdef Py_ssize_t stride = panel.vectors * VL
-    cdef int j
+    cdef Py_ssize_t stride = panel.vectors * VL, lanes = lanes_of_slot(task.geometry), j
     if panel.slots == NULL:
         store_scattered(task, row, rows, panel.pixel, panel.columns, values, stride)
         return
-    for j in range(panel.vectors):
+    for j in range(stride // lanes):
         store_scattered(task, row, rows, panel.pixel + panel.slots[j].pixel, panel.slots[j].columns,
-                        values + j * VL, stride)
+                        values + j * lanes, stride)
 
 
 cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t first_block, Py_ssize_t last_block,
@@ -217,7 +216,7 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     cdef Tile tile
     cdef Py_ssize_t block = first_block, blocks, row, rows
     cdef bint opens = channel == 0, closes = channel + channels == g.channels
-    cdef bint scattered = closes and panel.stretch == NULL
+    cdef bint scattered = closes and (panel.stretch == NULL or g.bands == IN_HALVES)
     cdef bint looks_at_weights = task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0
 
     tile.b = panel.b
@@ -227,6 +226,7 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     tile.start_row = task.sums_row
     tile.relu = closes and g.relu
     tile.slots = panel.slots
+    tile.halves = g.bands == IN_HALVES
     tile.apart = closes and not scattered
     tile.columns = panel.columns if closes and not scattered else panel.vectors * VL
     while block < last_block:
@@ -281,15 +281,22 @@ cdef inline Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t chann
     return p
 
 
+cdef inline Py_ssize_t last_row(const Slot* slots, Py_ssize_t count) noexcept nogil:
+    while slots[count - 1].columns == 0:
+        count -= 1
+    return slots[count - 1].row
+
+
 cdef inline Panel band_panel_at(const Task* task, Py_ssize_t first, Py_ssize_t left, int most) noexcept nogil:
     """Panel of at most `most` of the `left` vectors of a tile from number `first` on."""
     cdef const Geometry* g = task.geometry
-    cdef Py_ssize_t row
+    cdef Py_ssize_t row, slot = first * VL // lanes_of_slot(g)
+    cdef Py_ssize_t slots = smaller(most, left) * VL // lanes_of_slot(g)
     cdef Panel p
-    p.vectors = most if left > NV else <int> left
+    p.vectors = most if left > NV or g.bands == IN_HALVES else <int> left
     p.pixel = task.first_pixel
     p.columns = p.vectors * VL
-    p.slots = task.slots + first
+    p.slots = task.slots + slot
     p.sums = first * VL
     p.b = task.panels
     p.image = NULL
@@ -298,7 +305,7 @@ cdef inline Panel band_panel_at(const Task* task, Py_ssize_t first, Py_ssize_t l
         p.stretch = task.out + p.pixel // plane_size(g) * g.out_image + p.pixel % plane_size(g)
     if task.skips:
         row = task.first_pixel % plane_size(g) // g.out_size[2]
-        live_taps(g, task.taps, row + p.slots[0].row, row + p.slots[smaller(left, p.vectors) - 1].row,
+        live_taps(g, task.taps, row + p.slots[0].row, row + last_row(p.slots, slots),
                   &p.first_tap, &p.last_tap)
     return p
 
@@ -308,8 +315,8 @@ cdef inline void run_blocks(const Task* task, Py_ssize_t channel, Py_ssize_t cha
     """All rows and panels of a task, for one block of the depth that is packed."""
     cdef const Geometry* g = task.geometry
     cdef Py_ssize_t per_block = larger(g.row_block // MR, 1), block = task.first_block
-    cdef Py_ssize_t vectors = columns_of(g, task.pixels) // VL, vector
-    cdef int most = widest(<int> (task.height + (task.extra > 0)))
+    cdef Py_ssize_t vectors = ceil_div(columns_of(g, task.pixels), VL), vector
+    cdef int most = most_vectors(<int> (task.height + (task.extra > 0)), g.bands == IN_HALVES)
     cdef Panel panel
     while block < task.last_block:
         vector = 0

@@ -3,7 +3,7 @@
 cimport numpy as cnp
 from cython.parallel cimport prange
 
-from fastconv.kernels.simd cimport MR, NR, VL, real, vec, vfma, vload, vset1, vstore, vsum
+from fastconv.kernels.simd cimport MR, NR, SHIFTS, VL, real, vec, vfma, vload, vset1, vstore, vsum
 
 
 cdef extern from "simd.h" nogil:
@@ -27,6 +27,11 @@ def openmp():
 def tile():
     """(MR, NR, VL): rows and columns of the register tile, elements in a vector."""
     return MR, NR, VL
+
+
+def has_halves():
+    """Are vectors loaded in halves from two places at the cost of one instruction more?"""
+    return bool(SHIFTS)
 
 
 cdef enum:

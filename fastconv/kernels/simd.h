@@ -72,6 +72,18 @@ static inline void stream_fence(void) {
     _mm_sfence();
 #endif
 }
+/* The first half of the lanes from one place, the second from another. */
+static inline vec vload_halves(const real *low, const real *high) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd((const double *)low)),
+                                   _mm256_loadu_pd((const double *)high), 1);
+#else
+    vec v;
+    memcpy(&v, low, sizeof(vec) / 2);
+    memcpy((char *)&v + sizeof(vec) / 2, high, sizeof(vec) / 2);
+    return v;
+#endif
+}
 static inline vec vzero(void) { return (vec){0}; }
 static inline vec vset1(real x) { return x - (vec){0}; }
 static inline vec vadd(vec a, vec b) { return a + b; }

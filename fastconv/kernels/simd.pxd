@@ -14,6 +14,7 @@ cdef extern from "simd.h" nogil:
 
     vec vload(const real* p) noexcept
     vec vload_first(const real* p, Py_ssize_t count) noexcept
+    vec vload_halves(const real* low, const real* high) noexcept
     void vstore(real* p, vec v) noexcept
     void vstore_first(real* p, Py_ssize_t count, vec v) noexcept
     void vcopy_first(real* to, const real* source, Py_ssize_t count) noexcept
