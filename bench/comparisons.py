@@ -28,7 +28,7 @@ class Comparison:
 PREPACKED = Comparison(
     "prepared vs best prepacked",
     "fastconv_prepared",
-    ("torch_channels_last", "onnxruntime"),
+    ("torch_channels_last", "onnxruntime", "openvino", "ncnn"),
     (FORWARD,),
 )
 COMPARISONS = (

@@ -19,11 +19,17 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
         "efficientnet_b0": ("depthwise",),
         "convnext_t": ("depthwise",),
     },
+    "first": {network: ("first",) for network in ("resnet50", "vgg16", "mobilenetv2", "convnext_t")},
     "filters": {"filters": ("first",)},
 }
 
+_PREPACKED = ("torch_nchw", "torch_channels_last", "onnxruntime", "openvino", "ncnn")
+
 # Suites whose rivals are not those of the others.
 PEERS_OF_SUITE = {
+    "depthwise": (*_PREPACKED, "fastconv_plain", "fastconv_prepared"),
+    "first": (*_PREPACKED, "fastconv_plain", "fastconv_prepared"),
+    "winograd": (*_PREPACKED, "fastconv_plain", "fastconv_prepared"),
     "filters": (
         "fastconv_signal",
         "opencv",

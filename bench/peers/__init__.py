@@ -53,6 +53,8 @@ ALL_PEERS = (
     Peer("torch_nchw", "PyTorch NCHW", "torch", TORCH_LIMITS),
     Peer("torch_channels_last", "PyTorch channels_last", "torch", TORCH_LIMITS),
     Peer("onnxruntime", "ONNX Runtime", "onnxruntime"),
+    Peer("openvino", "OpenVINO", "openvino", quiet_after=0.05, by_default=False),
+    Peer("ncnn", "ncnn", "ncnn", quiet_after=0.05, by_default=False),
     Peer("fastconv_plain", "fastconv", "fastconv", FASTCONV_LIMITS),
     Peer("fastconv_prepared", "fastconv prepared", "fastconv", FASTCONV_LIMITS),
     Peer("numpy_im2col", "NumPy im2col", "numpy", quiet_after=0.25, by_default=False),
