@@ -296,9 +296,9 @@ def test_images_of_bytes_by_a_large_filter(rng):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks so small that every loop over them turns."""
-    monkeypatch.setattr(direct, "BAND_BYTES", 500)
     monkeypatch.setattr(direct, "SLAB_BYTES", 500)
     monkeypatch.setattr(direct, "SIGNAL_LENGTH", 16)
+    monkeypatch.setattr(direct, "SHORTEST_ROW", 1)
     monkeypatch.setattr(overlap_save, "TILE_ELEMENTS", 64)
     monkeypatch.setattr(overlap_save, "GROUP_ELEMENTS", 300)
     monkeypatch.setattr(overlap_save, "ELEMENTS_PER_THREAD", 1)
