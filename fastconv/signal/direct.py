@@ -83,21 +83,20 @@ def _filter_images(images: Array, weight: Array, pads: Any) -> Array:
 def filter_one_channel(images: Array, kernel: Array, window: Window) -> Array:
     """(N, H, W) images by one (R, S) filter: all two-dimensional work on real or complex images.
 
-    A complex image is two channels, its real and its imaginary part; a complex filter is two filters.
+    Real and imaginary parts of complex images are images by themselves, those of a complex filter two
+    filters: (a + bi)(c + di) = ac - bd + (ad + bc)i.
     """
     pads = pads_of(images, kernel, window)
     if images.dtype.kind != "c":
         return _filter_images(images[:, None], kernel[None, None], pads)[:, 0]
-    real, imaginary = kernel.real, kernel.imag
-    parts = np.stack([images.real, images.imag], axis=1)
-    if not imaginary.any():
-        halves = _filter_images(parts.reshape(-1, 1, *images.shape[1:]), real[None, None], pads)
-        halves = halves.reshape(len(images), 2, *window.size)
-    else:
-        weights = np.stack([np.stack([real, -imaginary]), np.stack([imaginary, real])])
-        halves = _filter_images(parts, weights, pads)
+    filters = np.stack([kernel.real, kernel.imag] if kernel.imag.any() else [kernel.real])[:, None]
+    parts = np.stack([images.real, images.imag]).reshape(-1, 1, *images.shape[1:])
+    products = _filter_images(parts, filters, pads).reshape(2, len(images), len(filters), *window.size)
     result = np.empty((len(images), *window.size), images.dtype)
-    result.real, result.imag = halves[:, 0], halves[:, 1]
+    result.real, result.imag = products[:, :, 0]
+    if len(filters) == 2:
+        result.real -= products[1, :, 1]
+        result.imag += products[0, :, 1]
     return result
 
 
