@@ -32,7 +32,7 @@ DEPTHWISE_FLOPS = 2_000  # and up to here where a group has one input channel
 # 0.057, 13x13 0.53 and 0.52. By "depthwise" and "filter", on 224x224: 4 filters 3x3 0.054 and 0.070, 16
 # filters 0.22 and 0.20.
 BANK, BANK_BYTES = 32, 2 << 20  # so many filters with so many bytes of outputs are a matrix product
-LARGE_BANK, LARGE_BANK_TAPS = 64, 100  # so many are one of whatever size, while their taps are few
+LARGE_BANK, LARGE_BANK_TAPS = 64, 100  # so many are one of whatever size, with few taps or stride 2
 FEW_FILTERS, TALL_FILTER, TALL_MAP = 8, 9, 16
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
 
@@ -181,10 +181,13 @@ def _choose_for_image(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for filters of images with one channel."""
     filters, taps = p.out_channels, prod(p.kernel)
     written = p.batch * filters * prod(p.out_size) * dtype.itemsize
-    if (filters >= BANK and written > BANK_BYTES) or (filters >= LARGE_BANK and 1 < taps <= LARGE_BANK_TAPS):
-        return "gemm", "many filters of one channel: a matrix product"
     rows = p.kernel[0] if p.axes == 2 else 1
     steps = max(*p.stride, *p.dilation)
+    small = taps <= LARGE_BANK_TAPS and (taps > 1 or steps > 1)
+    if (filters >= BANK and written > BANK_BYTES) or (
+        filters >= LARGE_BANK and (small or max(p.stride) == 2)
+    ):
+        return "gemm", "many filters of one channel: a matrix product"
     if filters == 1 or steps > 2 or rows >= TALL_FILTER or taps == steps == 1:
         return "filter", "one channel: filters slide over rows that registers share"
     if filters >= FEW_FILTERS and p.out_size[0] >= TALL_MAP:

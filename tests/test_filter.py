@@ -130,6 +130,17 @@ def test_an_output_beyond_the_caches(isa, dtype):
     np.testing.assert_allclose(got, want, rtol=0, atol=40 * np.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("size", [(18, 150), (3, 300), (1, 2000), (40, 129)])
+def test_nothing_is_read_beyond_the_image(size, at, cage, isa, dtype):
+    for stride in (1, 2):
+        data = operands(image(size, 3, padding=1, stride=stride), dtype)
+        caged, weight = cage.copy(data.input, at), cage.copy(data.weight, at)
+        out = cage.place(data.case.problem.output_shape, dtype, at)
+        fastconv.conv2d(caged, weight, data.bias, algorithm="filter", out=out, **data.case.options)
+        assert identical(out.copy(), compute("forward", data, "filter"))
+
+
 @pytest.mark.parametrize("filters", [1, 12])
 def test_the_same_bits_for_any_threads(filters, isa, dtype, monkeypatch):
     monkeypatch.setattr(plan, "FLOPS_PER_THREAD", 1)

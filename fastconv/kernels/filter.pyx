@@ -90,7 +90,7 @@ cdef void split_row(const Work* w, const real* source, Py_ssize_t count, Py_ssiz
 
 cdef void fill_strip(const Work* w, const real* plane, const Area* a, real* strip) noexcept nogil:
     """The input of an area, with zeros around it."""
-    cdef const Geometry* g = w.g
+    cdef const Geometry* g = &w.g
     cdef Py_ssize_t top = a.row * w.rows.step + w.rows.first, left = a.column * w.columns.step + w.columns.first
     cdef Py_ssize_t rows = (a.rows - 1) * w.rows.step + reach(&w.rows) + 1, r
     cdef Py_ssize_t columns = (a.columns - 1) * w.columns.step + reach(&w.columns) + 1
@@ -118,7 +118,7 @@ cdef void fill_strip(const Work* w, const real* plane, const Area* a, real* stri
 
 cdef void lay_weights(const Work* w, Py_ssize_t filter, Scratch* at) noexcept nogil:
     """The weights of a filter in the order in which its calls read them."""
-    cdef const Geometry* g = w.g
+    cdef const Geometry* g = &w.g
     cdef const real* weight = w.weight + filter // g.rows * g.weight_group + filter % g.rows * g.weight_row
     cdef Py_ssize_t i
     if at.filter != filter:
@@ -162,7 +162,7 @@ cdef int height_for(Py_ssize_t left, Py_ssize_t rows, int most) noexcept nogil:
 
 cdef void run_area(const Work* w, const Area* a, const Scratch* at, const real* bias, real* plane) noexcept nogil:
     """One filter over an area. Outputs `skip` rows apart share lines; the last tile reaches back."""
-    cdef const Geometry* g = w.g
+    cdef const Geometry* g = &w.g
     cdef Py_ssize_t skip = w.skip, residue, rows, done, first
     cdef real* out = plane + a.row * g.out_axis[1] + a.column
     cdef int height, most = most_rows(w.line * a.pitch)
@@ -187,7 +187,7 @@ cdef void run_area(const Work* w, const Area* a, const Scratch* at, const real* 
 cdef void run_filters(const Work* w, Area* a, Py_ssize_t image, Py_ssize_t group, Py_ssize_t first, bint in_place,
                       Scratch* at) noexcept nogil:
     """A share of the filters of an image over an area, which is read in place or from a strip."""
-    cdef const Geometry* g = w.g
+    cdef const Geometry* g = &w.g
     cdef const real* plane = w.input + image * g.in_image + group * g.in_group
     cdef real* out = w.out + g.out_offset + image * g.out_image + group * g.out_group
     cdef real[VL] bias
@@ -211,7 +211,7 @@ cdef void run_filters(const Work* w, Area* a, Py_ssize_t image, Py_ssize_t group
 
 cdef void run_unit(const Work* w, Py_ssize_t unit, Scratch* at) noexcept nogil:
     """Columns that the padding reaches, columns in place, and columns after them; or all from a strip."""
-    cdef const Geometry* g = w.g
+    cdef const Geometry* g = &w.g
     cdef Py_ssize_t block = unit % w.blocks, band = unit // w.blocks % w.bands
     cdef Py_ssize_t first = unit // (w.blocks * w.bands) % w.shares * w.share
     cdef Py_ssize_t plane = unit // (w.blocks * w.bands * w.shares)

@@ -40,7 +40,7 @@ cdef struct Call:
 
 
 cdef struct Work:
-    const Geometry* g
+    Geometry g
     Comb rows
     Comb columns
     Py_ssize_t line
@@ -183,11 +183,21 @@ cdef inline void cut_output(Work* w, int threads) noexcept nogil:
     w.shares = ceil_div(w.g.rows, w.share)
 
 
+cdef inline void fold_row(Geometry* g, const Tap* tap) noexcept nogil:
+    """Of a 1x1 filter on pixels side by side, one long row: TALL rows, which a tile takes together."""
+    cdef Py_ssize_t width = g.out_size[2] // TALL
+    if (g.taps == 1 and g.step[2] == 1 and tap.offset[1] == 0 and tap.offset[2] == 0 and g.out_size[1] == 1
+            and g.in_size[1] == 1 and g.in_size[2] == g.out_size[2] == width * TALL and width >= VL):
+        g.in_size[1] = g.out_size[1] = TALL
+        g.in_size[2] = g.out_size[2] = g.in_axis[1] = g.out_axis[1] = width
+
+
 cdef inline void shape_work(Work* w, const Geometry* g, const Tap* table, int threads) noexcept nogil:
     cdef Py_ssize_t columns = 1, a, b
     while columns < g.taps and table[columns].offset[1] == table[0].offset[1]:
         columns += 1
-    w.g = g
+    w.g = g[0]
+    fold_row(&w.g, table)
     w.rows = comb(table, g.taps // columns, columns, g.step[1], 1)
     w.columns = comb(table, columns, 1, g.step[2], 2)
     a, b = w.rows.step, w.rows.gap
