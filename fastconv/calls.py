@@ -150,6 +150,15 @@ def _depthwise(plan: Plan) -> Run:
     return forward if plan.direction == "forward" else input_grad
 
 
+def _filter(plan: Plan) -> Run:
+    if plan.direction != "forward":
+        return _depthwise(plan)
+    kernel, step = engine.load(plan.dtype).filter, plan.passes[0]
+    conv, geometry, taps = kernel.conv, step.geometry, step.taps
+    size = _sized(lambda n: kernel.workspace_bytes(geometry, taps, n))
+    return lambda x, w, b, out, threads: conv(geometry, taps, x, w, b, out, scratch(size(threads)), threads)
+
+
 def _depthwise_weight_grad(plan: Plan) -> Run:
     kernel = engine.load(plan.dtype).depthwise_grad
     geometry, taps = plan.passes[0].geometry, plan.passes[0].taps
@@ -167,6 +176,7 @@ _BINDERS: dict[str, Callable[[Plan], Run]] = {
     "gemm": _gemm,
     "gemm_small": _gemm_small,
     "depthwise": _depthwise,
+    "filter": _filter,
 }
 
 

@@ -142,8 +142,8 @@ def conv2d(
     activation : None or "relu"
         Applied to the result in the same pass.
     algorithm : str
-        "auto", or one of the registry: "gemm", "gemm_small" (1x1 kernels on few pixels), "depthwise" (one
-        input channel a group), "direct", "im2col".
+        "auto", or one of the registry: "gemm", "gemm_small" (1x1 kernels on few pixels), "depthwise" and
+        "filter" (one input channel a group, or in all), "direct", "im2col".
     out : (N, K, P, Q) array, optional
         Where the result goes. It may overlap the operands.
 

@@ -99,6 +99,16 @@ static inline vec vfma_onto(vec c, vec a, vec b) {
     return vfma(a, b, c);
 #endif
 }
+/* The same in AVX-512 too, where gcc copies sums to and fro once lines of an image serve several of them. */
+static inline vec vfma_kept(vec c, vec a, vec b) {
+#if defined(__AVX512F__)
+    if (sizeof(real) == 4) __asm__("vfmadd231ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    else __asm__("vfmadd231pd %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+#else
+    return vfma_onto(c, a, b);
+#endif
+}
 
 /* max(x, 0) that hands a NaN through: only lanes that compare below zero are cleared. */
 static inline vec vrelu(vec x) {

@@ -27,6 +27,7 @@ cdef extern from "simd.h" nogil:
     vec vmul(vec a, vec b) noexcept
     vec vfma(vec a, vec b, vec c) noexcept
     vec vfma_onto(vec c, vec a, vec b) noexcept
+    vec vfma_kept(vec c, vec a, vec b) noexcept
     vec vrelu(vec x) noexcept
     vec veven(vec a, vec b) noexcept
     vec vodd(vec a, vec b) noexcept

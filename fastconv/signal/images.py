@@ -6,10 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.arrays import Array
+from fastconv import engine
+from fastconv.arrays import FLOAT32, FLOAT64, Array
+from fastconv.conv import Call
 from fastconv.problem import one_of
-from fastconv.signal.numbers import METHODS, correlate
-from fastconv.signal.window import BOUNDARIES, Window, extended, reverse, window_for
+from fastconv.signal.direct import filter_call, pads_of
+from fastconv.signal.numbers import METHODS, correlate, fft_pays
+from fastconv.signal.window import BOUNDARIES, MODES, Window, extended, reverse, trimmed, window_for
+
+KNOWN_CALLS = 4096  # kept for the fast path
+_known: dict[tuple[Any, ...], Call | None] = {}  # None: known to need the long way
+engine.forget_on_change(_known.clear)
 
 
 def as_array(value: Any, name: str) -> Array:
@@ -67,6 +74,55 @@ def _correlate(
         image = extended(image, kernel.shape, window, around, fill)
         window = Window((0, 0), window.size)
     return correlate(image, kernel, window, method)
+
+
+def _call_for(image: Array, kernel: Array, mode: str, method: str, late: bool) -> Call | None:
+    """The kernel call that is all of this correlation, where there is one."""
+    if image.ndim < 2 or kernel.ndim != 2 or image.size == 0 or kernel.size == 0 or method == "fft":
+        return None
+    window = window_for(mode, image.shape[-2:], kernel.shape, late)
+    parts = trimmed(image, kernel, window)
+    whole = parts is not None and parts.image.shape == image.shape and parts.kernel.shape == kernel.shape
+    if not whole or image.shape[-2] * image.shape[-1] < kernel.size or min(kernel.shape) == 1:
+        return None
+    if method == "auto" and fft_pays(image, kernel, window):
+        return None
+    shape = image.size // (image.shape[-2] * image.shape[-1]), 1, *image.shape[-2:]
+    return filter_call(shape, (1, 1, *kernel.shape), pads_of(image, kernel, window), image.dtype)
+
+
+def _at_once(
+    image: Any, kernel: Any, mode: Any, boundary: Any, fillvalue: Any, method: Any, late: bool
+) -> Array | None:
+    """The correlation of plain arrays with zeros around them, by a call seen before: 3 us in place of 40."""
+    if (
+        image.__class__ is not np.ndarray
+        or kernel.__class__ is not np.ndarray
+        or boundary.__class__ is not str
+        or boundary != "fill"
+        or fillvalue.__class__ is not int
+        or fillvalue != 0
+    ):
+        return None
+    dtype = image.dtype
+    if not ((dtype is FLOAT32 or dtype is FLOAT64) and kernel.dtype is dtype and image.flags.carray):
+        return None
+    key = image.shape, kernel.shape, dtype is FLOAT32, mode, method, late
+    try:
+        call = _known[key]
+    except TypeError:  # an argument that cannot be hashed is refused by name
+        return None
+    except KeyError:
+        one_of(mode, "mode", MODES)
+        one_of(method, "method", METHODS)
+        if len(_known) >= KNOWN_CALLS:
+            _known.clear()
+        call = _known[key] = _call_for(image, kernel, mode, method, late)
+    if call is None:
+        return None
+    images = image.reshape(call.plan.problem.input_shape)
+    weight = np.ascontiguousarray(kernel).reshape(1, 1, *kernel.shape)
+    return call((images, weight, None), None).reshape(*image.shape[:-2], *call.output_shape[2:])
 
 
 def correlate2d(
@@ -137,6 +193,9 @@ def correlate2d(
     >>> signal.correlate2d(np.ones((5, 64, 64), np.float32), np.ones((3, 3), np.float32), "same").shape
     (5, 64, 64)
     """
+    result = _at_once(in1, in2, mode, boundary, fillvalue, method, late=True)
+    if result is not None:
+        return result
     image, kernel = _images(in1, in2)
     window = window_for(mode, image.shape[-2:], kernel.shape, late=True)
     kernel = kernel.conj() if kernel.dtype.kind == "c" else kernel
@@ -188,6 +247,10 @@ def convolve2d(
     >>> signal.convolve2d([[1, 2, 3]], [[1, 1]], boundary="wrap")
     array([[4, 3, 5, 4]])
     """
+    if in2.__class__ is np.ndarray and in2.ndim == 2:
+        result = _at_once(in1, in2[::-1, ::-1], mode, boundary, fillvalue, method, late=False)
+        if result is not None:
+            return result
     image, kernel = _images(in1, in2)
     window = window_for(mode, image.shape[-2:], kernel.shape)
     return _correlate(image, reverse(kernel, 2), window, boundary, fillvalue, method, mode)

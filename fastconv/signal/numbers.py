@@ -28,11 +28,12 @@ FLOAT32_BITS, FLOAT64_BITS, FFT_BITS = 24, 53, 42
 WORD_BITS = 64
 
 # What overlap-save costs beside the direct method, in flops of the latter: for one step of a logarithm of an
-# element, and for a call. One-channel "same" filters, float32 and float64, 1 and 2 threads, AVX-512: equal at
-# 19x19 to 21x21 on 512x512 to 4096x4096; signals of 10^4 to 10^6 samples at 100 to 150 taps.
-FFT_FLOPS = 38.0
-FFT_CALL_FLOPS = 6e6
-SIGNAL_RATE = 2.4  # how many times slower a flop is in one dimension, where registers stay idle
+# element, and for a call. One-channel "same" filters, float32, AVX-512: equal at 25x25 to 29x29 with one
+# thread, 31x31 to 37x37 with two, on 512x512 to 4096x4096; signals of 10^6 samples at 200 and 300 taps.
+FFT_FLOPS = 58.0
+FFT_CALL_FLOPS = 1.5e7
+SIGNAL_RATE = 2.5  # how many times slower a flop is in one dimension, where no two taps share a line
+VOLUME_RATE = 1.5  # and in three or more, where planes are channels of a matrix product
 COMPLEX_COST = 2.5  # of a complex transform, in real ones
 # Rates of the direct method in narrower vectors; numpy.fft has no engines, and keeps its own.
 VECTOR_RATE = {64: 1.0, 32: 0.6, 16: 0.2}
@@ -96,7 +97,7 @@ def fft_pays(image: Array, kernel: Array, window: Window, whole: bool = False) -
     long = [axis for axis in range(kernel.ndim) if kernel.shape[axis] > 1]
     vector = engine.load(kernel.real.dtype).machine.tile()[2] * kernel.real.itemsize
     direct = direct_flops(kernel.shape, batch * prod(window.size)) / VECTOR_RATE.get(vector, 1.0)
-    direct *= (4 if kernel.dtype.kind == "c" else 1) * (SIGNAL_RATE if len(long) == 1 else 1)
+    direct *= (4 if kernel.dtype.kind == "c" else 1) * (SIGNAL_RATE, 1, VOLUME_RATE)[min(len(long), 3) - 1]
     if direct < FFT_CALL_FLOPS:
         return False
     sizes = tuple(window.size[axis] for axis in long)
