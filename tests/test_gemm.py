@@ -95,8 +95,8 @@ def test_many_blocks_of_rows_and_pixels(direction, threads, small_cache, dtype):
 
 # reading -> (BAND_IDLE_ROWS, PACK_PIXELS) of the plan, which otherwise chooses by size
 READINGS = {
-    "im2col, weights in place": (-1, 1 << 62),
-    "im2col, weights packed": (-1, 0),
+    "im2col, weights in place": (-(1 << 62), 1 << 62),
+    "im2col, weights packed": (-(1 << 62), 0),
     "bands": (1 << 62, 1 << 62),
 }
 
@@ -169,7 +169,7 @@ SOURCES = [
 
 @pytest.mark.parametrize(("problem", "direction", "source"), SOURCES, ids=str)
 def test_every_source_of_weights(problem, direction, source, monkeypatch, isa, dtype):
-    monkeypatch.setattr(passes, "BAND_IDLE_ROWS", -1)
+    monkeypatch.setattr(passes, "BAND_IDLE_ROWS", -(1 << 62))
     monkeypatch.setattr(passes, "PACK_PIXELS", 1 << 62)
     assert source_of(problem, direction, dtype) == source
     check(direction, operands(problem, dtype), "gemm")

@@ -14,9 +14,9 @@ from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.gemm_band cimport Band, list_offsets, list_slots, shape_band, slots_of
 from fastconv.kernels.gemm_cut cimport (
-    Partition, aligned, cut, depth_of, panels_size, sums_row, sums_size, tables_size, thread_size,
+    Partition, aligned, cut, depth_of, is_band, panels_size, sums_row, sums_size, tables_size, thread_size,
 )
-from fastconv.kernels.gemm_micro cimport Slot
+from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, in_order, is_dense, larger, pack_weights, plane_size, row_blocks, row_start, smaller,
 )
@@ -100,6 +100,22 @@ cdef void list_band(Task* task, const Partition* p, Band* band, char* tables) no
     task.slots = slots
 
 
+cdef void list_image(Task* task, char* tables) noexcept nogil:
+    """The same where the band is the image."""
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t* offsets = <Py_ssize_t*> tables
+    cdef Slot* slots = <Slot*> (tables + aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t)))
+    cdef Py_ssize_t k
+    for k in range(depth_of(g)):
+        offsets[k] = k * g.in_channel
+    for k in range(WIDEST):
+        slots[k].start = slots[k].pixel = k * VL
+        slots[k].columns = VL
+        slots[k].row = 0
+    task.offsets = offsets
+    task.slots = slots
+
+
 cdef bint are_finite(const Task* task) noexcept nogil:
     """Are the packed weights? Zero times anything else is not zero."""
     cdef const Geometry* g = task.geometry
@@ -119,10 +135,13 @@ cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     cdef unsigned int mode = 0
     cdef Band band
     base.offsets = NULL
+    base.is_band = base.source == PACKED and is_band(base.geometry, base.taps)
     base.skips = base.geometry.skips and are_finite(base)
     if base.geometry.bands:
         list_band(base, &p, &band, scratch)
-        scratch += tables_size(base.geometry, &p)
+    elif base.is_band:
+        list_image(base, scratch)
+    scratch += tables_size(base.geometry, base.taps, &p)
     if threads == 1 or units == 1:
         mode = flush_denormals()
         for unit in range(units):
@@ -196,7 +215,8 @@ def workspace_bytes(cnp.ndarray geometry, cnp.ndarray taps, int source, bint pre
     """Bytes that `conv` needs beside its operands."""
     cdef const Geometry* g = <const Geometry*> cnp.PyArray_DATA(geometry)
     cdef Partition p = cut(g, threads)
-    cdef Py_ssize_t size = thread_size(g, <const Tap*> cnp.PyArray_DATA(taps), &p) * threads + tables_size(g, &p) + 64
+    cdef const Tap* tap = <const Tap*> cnp.PyArray_DATA(taps)
+    cdef Py_ssize_t size = tables_size(g, tap, &p) + thread_size(g, tap, &p) * threads + 64
     if source == PACKED and not prepared:
         size += packed_size(g, blocks_within(g, pack_limit))
     return size

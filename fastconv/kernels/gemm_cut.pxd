@@ -2,7 +2,7 @@
 
 from fastconv.kernels.gemm_band cimport Band, band_elements, lanes_of_slot, shape_band, slots_of
 from fastconv.kernels.gemm_micro cimport WIDEST, Slot
-from fastconv.kernels.gemm_pack cimport Run, ceil_div, larger, plane_size, row_blocks, smaller
+from fastconv.kernels.gemm_pack cimport Run, ceil_div, is_dense, larger, plane_size, row_blocks, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, VL, real
 
@@ -61,8 +61,15 @@ cdef inline Py_ssize_t columns_of(const Geometry* g, Py_ssize_t pixels) noexcept
     return ceil_div(pixels, NR) * NR
 
 
-cdef inline Py_ssize_t tables_size(const Geometry* g, const Partition* p) noexcept nogil:
-    """What all threads read of a band: offsets of its rows, and the places of the vectors of a full and of a last tile."""
+cdef inline bint is_band(const Geometry* g, const Tap* taps) noexcept nogil:
+    """Is the image itself read as a band? No panel is worth packing for a single block of rows."""
+    return row_blocks(g) == 1 and is_dense(g, taps)
+
+
+cdef inline Py_ssize_t tables_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:
+    """What all threads read of a band: offsets of its rows, places of the vectors of a full and of a last tile."""
+    if is_band(g, taps):
+        return aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t)) + WIDEST * <Py_ssize_t> sizeof(Slot)
     if not g.bands:
         return 0
     return (aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t))

@@ -53,6 +53,7 @@ cdef struct Task:
     const Band* band             # where it is read from bands, or NULL: ...
     const Py_ssize_t* offsets    # ... the rows of a panel, ...
     const Slot* slots            # ... and the vectors of the tile
+    bint is_band                 # the image is read as one, where its pixels fill a panel
 
 
 # Some columns of one block of the depth, and where their results go.
@@ -232,7 +233,7 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     while block < last_block:
         tile.runs = 1
         tile.skip = 0
-        tile.offsets = task.offsets
+        tile.offsets = task.offsets if panel.slots != NULL else NULL
         row = start_of(task, block)
         rows = task.height + (block < task.extra)
         blocks = 1
@@ -281,6 +282,21 @@ cdef inline Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t chann
     return p
 
 
+cdef inline Panel image_panel_at(const Task* task, Py_ssize_t vector, Py_ssize_t channel, int most) noexcept nogil:
+    """As panel_at, but read from the image as it lies, and as wide as the image allows."""
+    cdef const Geometry* g = task.geometry
+    cdef Panel p = panel_at(task, vector // NV, channel)
+    cdef Py_ssize_t left = smaller(task.pixels - vector * VL, plane_size(g) - p.pixel % plane_size(g))
+    if p.image == NULL:
+        return p
+    p.vectors = most // NV * NV if left >= most // NV * NR else NV
+    p.columns = p.vectors * VL
+    p.slots = task.slots
+    p.b = <real*> p.image
+    p.image = NULL
+    return p
+
+
 cdef inline Py_ssize_t last_row(const Slot* slots, Py_ssize_t count) noexcept nogil:
     while slots[count - 1].columns == 0:
         count -= 1
@@ -321,10 +337,14 @@ cdef inline void run_blocks(const Task* task, Py_ssize_t channel, Py_ssize_t cha
     while block < task.last_block:
         vector = 0
         while vector < vectors:
-            panel = (band_panel_at(task, vector, vectors - vector, most) if g.bands
-                     else panel_at(task, vector // NV, channel))
+            if g.bands:
+                panel = band_panel_at(task, vector, vectors - vector, most)
+            elif task.is_band:
+                panel = image_panel_at(task, vector, channel, most)
+            else:
+                panel = panel_at(task, vector // NV, channel)
             run_panel(task, &panel, block, smaller(block + per_block, task.last_block), channel, channels, ahead)
-            vector += panel.vectors if g.bands else NV
+            vector += panel.vectors if panel.slots != NULL else NV
         block += per_block
 
 
