@@ -19,6 +19,7 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
         "efficientnet_b0": ("depthwise",),
         "convnext_t": ("depthwise",),
     },
+    "grouped": {"resnext50_32x4d": ("grouped",), "shufflenet": ("grouped",)},
     "filters": {"filters": ("first",)},
 }
 
