@@ -20,6 +20,7 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
         "convnext_t": ("depthwise",),
     },
     "first": {network: ("first",) for network in ("resnet50", "vgg16", "mobilenetv2", "convnext_t")},
+    "grouped": {"resnext50_32x4d": ("grouped",), "shufflenet": ("grouped",)},
     "filters": {"filters": ("first",)},
 }
 

@@ -132,7 +132,7 @@ def _gemm_weight_grad(plan: Plan) -> Run:
 
 def _depthwise(plan: Plan) -> Run:
     if plan.direction == "weight_grad":
-        return _depthwise_weight_grad(plan)
+        return _weight_grad(plan, engine.load(plan.dtype).depthwise_grad)
     if not plan.passes:  # no tap reaches any pixel
         return lambda weight, grad_output, out, threads: out.fill(0)
     kernel = engine.load(plan.dtype).depthwise
@@ -159,8 +159,14 @@ def _filter(plan: Plan) -> Run:
     return lambda x, w, b, out, threads: conv(geometry, taps, x, w, b, out, scratch(size(threads)), threads)
 
 
-def _depthwise_weight_grad(plan: Plan) -> Run:
-    kernel = engine.load(plan.dtype).depthwise_grad
+def _shifted(plan: Plan) -> Run:
+    if plan.direction != "weight_grad":
+        return _gemm(plan)
+    return _weight_grad(plan, engine.load(plan.dtype).shifted_grad)
+
+
+def _weight_grad(plan: Plan, kernel: Any) -> Run:
+    """By a kernel that cuts the problem itself."""
     geometry, taps = plan.passes[0].geometry, plan.passes[0].taps
     size = _sized(lambda n: kernel.workspace_bytes(geometry, taps, n))
 
@@ -177,6 +183,7 @@ _BINDERS: dict[str, Callable[[Plan], Run]] = {
     "gemm_small": _gemm_small,
     "depthwise": _depthwise,
     "filter": _filter,
+    "shifted": _shifted,
 }
 
 
@@ -189,7 +196,7 @@ def bind(plan: Plan) -> Run:
 
 def is_packed(plan: Plan) -> bool:
     """Does its kernel read weights that `pack` has put in order?"""
-    return bool(plan.passes) and plan.algorithm in ("gemm", "gemm_small")
+    return bool(plan.passes) and plan.algorithm in ("gemm", "gemm_small", "shifted")
 
 
 def pack(plan: Plan, weight: Array, threads: int) -> Array:

@@ -143,7 +143,8 @@ def conv2d(
         Applied to the result in the same pass.
     algorithm : str
         "auto", or one of the registry: "gemm", "gemm_small" (1x1 kernels on few pixels), "depthwise" and
-        "filter" (one input channel a group, or in all), "direct", "im2col".
+        "filter" (one input channel a group, or in all), "shifted" (weight gradients whose taps read one copy
+        of the image), "direct", "im2col".
     out : (N, K, P, Q) array, optional
         Where the result goes. It may overlap the operands.
 

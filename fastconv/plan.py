@@ -114,10 +114,11 @@ class Plan:
         if self.algorithm == "filter" and self.direction == "forward":
             (step,) = self.passes
             return int(kernels.filter.workspace_bytes(step.geometry, step.taps, threads))
+        if self.direction == "weight_grad" and self.algorithm in ("depthwise", "filter", "shifted"):
+            (image,) = self.passes
+            kernel = kernels.shifted_grad if self.algorithm == "shifted" else kernels.depthwise_grad
+            return int(kernel.workspace_bytes(image.geometry, image.taps, threads))
         if self.algorithm in ("depthwise", "filter"):
-            if self.direction == "weight_grad":
-                (image,) = self.passes
-                return int(kernels.depthwise_grad.workspace_bytes(image.geometry, image.taps, threads))
             return int(kernels.depthwise.workspace_bytes(*self.phases, threads))
         if self.direction == "weight_grad":
             return int(kernels.weight_grad.workspace_bytes(*self.reduction_arguments, threads))
@@ -203,6 +204,14 @@ def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtyp
         return "depthwise", "one input channel a group: nothing to sum over channels"
     if problem.flops <= DIRECT_FLOPS and not prepared:
         return "direct", f"at most {DIRECT_FLOPS:,} flops: packing would cost more"
+    # Timed from 2 to 512 channels a group: with taps "shifted" takes 0.1 to 1.0 times as long as "gemm".
+    if (
+        direction == "weight_grad"
+        and prod(problem.kernel) > 1
+        and all(s <= k for s, k in zip(problem.stride, problem.kernel, strict=True))
+        and find("conv", direction, "shifted").supports(problem)
+    ):
+        return "shifted", "taps read one copy of the image"
     # Weights of an input gradient lie as this kernel reads them; others have to be packed for it beforehand.
     if (
         (direction == "input_grad" or (direction == "forward" and prepared))
@@ -242,7 +251,7 @@ def plan_conv(
         return make((forward_pass(problem, dtype, relu),))
     if direction == "weight_grad":
         image, grad = forward_pass(problem, dtype, False), identity_pass(problem, dtype)
-        if algorithm in ("direct", "depthwise", "filter"):
+        if algorithm in ("direct", "depthwise", "filter", "shifted"):
             return make((image,))
         return make((image, grad), True, cut_reduction(problem, image, grad, dtype))
     return make(*input_grad_passes(problem, dtype))

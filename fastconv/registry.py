@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+REACH = 32  # pixels of a window along an axis: further than that, strips would leave the cache
+
 
 def _any(problem: Any) -> bool:
     return True
@@ -24,6 +26,12 @@ def _pointwise(problem: Any) -> bool:
 def _depthwise(problem: Any) -> bool:
     """Every channel by itself, on planes."""
     return bool(problem.group_in == 1 and problem.axes <= 2)
+
+
+def _near(problem: Any) -> bool:
+    """Planes, and windows that reach no further than a strip in cache does."""
+    reach = [d * (k - 1) + 1 for d, k in zip(problem.dilation, problem.kernel, strict=True)]
+    return bool(problem.axes <= 2 and max(reach) <= REACH)
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,9 @@ KERNELS: tuple[Kernel, ...] = (
     _row("conv", "forward", "filter", "filter", "conv", "filter", _depthwise),
     _row("conv", "input_grad", "filter", "depthwise", "conv", "filter", _depthwise),
     _row("conv", "weight_grad", "filter", "depthwise_grad", "weight_grad", "filter", _depthwise),
+    _row("conv", "forward", "shifted", "gemm", "conv", "shifted", _near),
+    _row("conv", "input_grad", "shifted", "gemm", "conv", "shifted", _near),
+    _row("conv", "weight_grad", "shifted", "shifted_grad", "weight_grad", "shifted", _near),
     _row("conv", "forward", "direct", "direct", "conv", "direct"),
     _row("conv", "input_grad", "direct", "direct", "conv", "direct"),
     _row("conv", "weight_grad", "direct", "direct", "weight_grad", "direct"),
