@@ -113,7 +113,7 @@ cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, Py_ssize_t lanes,
     cdef real* out = t.out
     cdef Py_ssize_t out_pitch = t.out_pitch
     t.offset = grid.offset
-    t.entries = grid.g.channels * grid.columns.count * grid.chunks
+    t.entries = grid.g.channels * grid.columns.count * grid.runs
     t.start_pitch = t.start_step = 0
     t.vectors = ceil_div(lanes, VL)
     t.last = VL
@@ -124,7 +124,7 @@ cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, Py_ssize_t lanes,
         run_tile(advances, <int> rows, grid.taps, t)
         t.offset += t.entries
         t.weight += t.entries * grid.taps * VL
-        t.entries = grid.g.channels * grid.columns.count
+        t.entries = grid.g.channels * grid.columns.count * grid.rests
         t.start = sums
         t.start_pitch = sums_pitch
         t.start_step = VL

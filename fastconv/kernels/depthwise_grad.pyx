@@ -15,7 +15,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.depthwise_strip cimport (
-    LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, rows_of_strip, shape_lines,
+    LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, met_by, rows_of_strip, shape_lines,
     share, window_of,
 )
 from fastconv.kernels.depthwise_sums cimport TALL, Sums, columns_at_once, sums_of_advance
@@ -73,7 +73,10 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     w.grid = grid
     w.image.inner = w.grad.inner = share(g.out_size[2], g.groups)
     w.image.step = g.step[2]
-    w.grad.step = 1
+    w.image.row_step = g.step[1]
+    w.image.met_rows = met_by(&grid.rows, g.step[1])
+    w.image.met_columns = met_by(&grid.columns, g.step[2])
+    w.grad.step = w.grad.row_step = 1
     w.image.in_rows = g.in_size[1]
     w.image.in_columns = g.in_size[2]
     w.image.in_pitch = g.in_axis[1]
@@ -119,7 +122,7 @@ cdef Scratch carve(const Work* w, char* memory, Py_ssize_t number) noexcept nogi
 
 cdef void weigh_columns(const Work* w, const Scratch* at, Py_ssize_t row, int taps, Py_ssize_t first,
                         int columns) noexcept nogil:
-    """Adds a strip to the totals of a few columns of taps, from row `row` of the taps on."""
+    """Adds a strip to the totals of a few columns of a run of taps that begins at row `row`."""
     cdef const Grid* grid = &w.grid
     cdef Py_ssize_t residue, c, advance = grid.advance
     cdef Sums s
@@ -131,6 +134,7 @@ cdef void weigh_columns(const Work* w, const Scratch* at, Py_ssize_t row, int ta
     s.vectors = ceil_div(w.block_columns * w.grad.inner, VL)
     s.totals = at.totals + (first * grid.rows.count + row) * VL
     s.totals_pitch = grid.rows.count * VL
+    s.totals_gap = grid.tap_gap * VL
     for c in range(columns):
         s.offset[c] = column_at(&w.image, (first + c) * grid.columns.gap)
     for residue in range(grid.skip):
@@ -141,18 +145,17 @@ cdef void weigh_columns(const Work* w, const Scratch* at, Py_ssize_t row, int ta
 
 cdef void weigh_strip(const Work* w, const Scratch* at) noexcept nogil:
     cdef const Grid* grid = &w.grid
-    cdef Py_ssize_t row = 0, column, groups, columns
+    cdef Py_ssize_t run, column, groups, columns
     cdef int taps
-    while row < grid.rows.count:
-        taps = <int> smaller(grid.taps, grid.rows.count - row)
+    for run in range(grid.runs + grid.rests):
+        taps = grid.taps if run < grid.runs else grid.rest
         column = 0
         groups = ceil_div(grid.columns.count, columns_at_once(taps))
         while column < grid.columns.count:
             columns = ceil_div(grid.columns.count - column, groups)
-            weigh_columns(w, at, row, taps, column, <int> columns)
+            weigh_columns(w, at, run * grid.run_gap, taps, column, <int> columns)
             column += columns
             groups -= 1
-        row += taps
 
 
 cdef void fill_piece(const Work* w, const Step* step, const Scratch* at) noexcept nogil:

@@ -11,9 +11,11 @@ turns within a pixel, and a vector of VL elements is a whole row of each of them
 
 from libc.string cimport memset
 
+from fastconv.kernels.depthwise_taps cimport Comb
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.simd cimport (
-    VL, prefetch_near, real, vec, veven, vload, vload_first, vodd, vset1, vstore, vzero, vzip_high, vzip_low,
+    VL, prefetch_near, real, vec, veven, vload, vload_first, vodd, vset1, vstore, vthirds, vzero, vzip_high,
+    vzip_low,
 )
 
 cdef enum:
@@ -26,6 +28,9 @@ cdef enum:
 cdef struct Strip:
     int inner
     Py_ssize_t step
+    Py_ssize_t row_step
+    unsigned long long met_rows  # bit i: some tap meets row i modulo row_step
+    unsigned long long met_columns
     Py_ssize_t rows
     Py_ssize_t columns
     Py_ssize_t lead
@@ -53,6 +58,21 @@ cdef struct Window:
 
 cdef inline Py_ssize_t aligned(Py_ssize_t size) noexcept nogil:
     return ceil_div(size, 64) * 64
+
+
+cdef inline bint is_met(unsigned long long residues, Py_ssize_t residue) noexcept nogil:
+    return residue > 63 or (residues >> residue) & 1
+
+
+cdef inline unsigned long long met_by(const Comb* taps, Py_ssize_t step) noexcept nogil:
+    """Which positions modulo the step, counted from the first tap's, the taps of an axis meet."""
+    cdef unsigned long long residues = 0
+    cdef Py_ssize_t t, residue
+    for t in range(taps.count):
+        residue = t * taps.gap % step
+        if residue < 64:
+            residues |= <unsigned long long> 1 << residue
+    return residues
 
 
 cdef inline Py_ssize_t column_at(const Strip* s, Py_ssize_t column) noexcept nogil:
@@ -174,13 +194,59 @@ cdef inline void fill_lines(const int inner, const int step, const Strip* s, con
         to_odd += pitch
 
 
-cdef inline void fill_any(const Strip* s, const Window* w, const real** source, real* to) noexcept nogil:
-    cdef Py_ssize_t r, i, k, at
+cdef inline void fill_thirds(const int inner, const real** source, Py_ssize_t at, Py_ssize_t count,
+                             real** to) noexcept nogil:
+    """At most 3 * VL columns of one row, to each of three phases."""
+    cdef vec[3][MOST_INNER] x
+    cdef vec[3] thirds
+    cdef int k, p
+    for k in range(inner):
+        vthirds(vload_first(source[k] + at, smaller(count, VL)),
+                vload_first(source[k] + at + VL, smaller(larger(count - VL, 0), VL)),
+                vload_first(source[k] + at + 2 * VL, larger(count - 2 * VL, 0)), thirds)
+        for p in range(3):
+            x[p][k] = thirds[p]
+    for p in range(3):
+        interleave(inner, x[p], to[p], (count + 2 - p) // 3)
+
+
+cdef inline void fill_row_of_thirds(const int inner, const Strip* s, const Window* w, const real** source,
+                                    Py_ssize_t at, real* to) noexcept nogil:
+    cdef real* phases[3]
+    cdef Py_ssize_t i
+    cdef int p
+    for p in range(3):
+        phases[p] = to + column_at(s, w.before + p)
+    for i in range(ceil_div(w.columns, 3 * VL)):
+        fill_thirds(inner, source, at + i * 3 * VL, smaller(w.columns - i * 3 * VL, 3 * VL), phases)
+        for p in range(3):
+            phases[p] += VL * inner
+
+
+cdef inline void fill_row_of_phases(const int inner, const Strip* s, const Window* w, const real** source,
+                                    Py_ssize_t at, real* to) noexcept nogil:
+    """Any step: what some tap meets, phase by phase."""
+    cdef Py_ssize_t first, i, k
+    cdef real* phase
+    for first in range(smaller(s.step, w.columns)):
+        if is_met(s.met_columns, (w.before + first) % s.step):
+            phase = to + column_at(s, w.before + first)
+            for k in range(inner):
+                for i in range(ceil_div(w.columns - first, s.step)):
+                    phase[i * inner + k] = source[k][at + first + i * s.step]
+
+
+cdef inline void fill_steps(const int inner, const Strip* s, const Window* w, const real** source,
+                            real* to) noexcept nogil:
+    cdef Py_ssize_t r
+    cdef bint thirds = s.step == 3 and s.met_columns == 7
     for r in range(w.rows):
-        for i in range(w.columns):
-            at = r * s.pitch + column_at(s, w.before + i)
-            for k in range(s.inner):
-                to[at + k] = source[k][r * s.in_pitch + i]
+        if is_met(s.met_rows, (w.above + r) % s.row_step):
+            if thirds:
+                fill_row_of_thirds(inner, s, w, source, r * s.in_pitch, to)
+            else:
+                fill_row_of_phases(inner, s, w, source, r * s.in_pitch, to)
+        to += s.pitch
 
 
 cdef inline void clear(real* to, Py_ssize_t count) noexcept nogil:
@@ -226,5 +292,9 @@ cdef inline void fill_strip(const Strip* s, const Window* w, const real** planes
             fill_lines(2, 2, s, w, source, to)
         else:
             fill_lines(4, 2, s, w, source, to)
+    elif s.inner == 1:
+        fill_steps(1, s, w, source, to + w.above * s.pitch)
+    elif s.inner == 2:
+        fill_steps(2, s, w, source, to + w.above * s.pitch)
     else:
-        fill_any(s, w, source, to + w.above * s.pitch)
+        fill_steps(4, s, w, source, to + w.above * s.pitch)

@@ -1,6 +1,6 @@
 """How depthwise passes are cut: the strip that serves them all, and the tables that every thread reads."""
 
-from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, rows_of_strip, shape_lines, share
+from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, met_by, rows_of_strip, shape_lines, share
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
 from fastconv.kernels.depthwise_tile cimport TALL
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
@@ -37,7 +37,7 @@ cdef struct Work:
 
 cdef inline Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
     """Columns of taps that the two calls of a tile walk through."""
-    return grid.g.channels * grid.columns.count * (grid.chunks + (grid.rest > 0))
+    return grid.g.channels * grid.columns.count * (grid.runs + grid.rests)
 
 
 cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
@@ -64,6 +64,9 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     w.channels = g[0].channels
     s.inner = share(columns, g[0].groups)
     s.step = g[0].step[2]
+    s.row_step = g[0].step[1]
+    s.met_rows = met_by(&grid.rows, s.row_step)  # of several passes the steps are 1
+    s.met_columns = met_by(&grid.columns, s.step)
     s.in_rows = g[0].in_size[1]
     s.in_columns = g[0].in_size[2]
     s.in_pitch = g[0].in_axis[1]
@@ -84,36 +87,36 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
 
 cdef inline void list_offsets(const Work* w, Grid* grid, Py_ssize_t* offset) noexcept nogil:
     cdef const Strip* s = &w.strip
-    cdef Py_ssize_t c, chunk, t, at
-    cdef Py_ssize_t parts = grid.chunks + (grid.rest > 0)
+    cdef Py_ssize_t c, run, t, at
     grid.offset = offset
-    # The rest comes last for all channels: it is a call of its own.
-    for chunk in range(parts):
+    # The rests come last for all channels: they are a call of their own.
+    for run in range(grid.runs + grid.rests):
         for c in range(w.channels):
+            at = c * grid.runs + run
+            if run >= grid.runs:
+                at = w.channels * grid.runs + c * grid.rests + run - grid.runs
             for t in range(grid.columns.count):
-                at = chunk * w.channels + c
-                if chunk < grid.chunks:
-                    at = c * grid.chunks + chunk
                 offset[at * grid.columns.count + t] = (
-                    (c * s.rows + grid.rows.first - w.first_row + chunk * grid.taps * grid.rows.gap) * s.pitch
+                    (c * s.rows + grid.rows.first - w.first_row + run * grid.run_gap * grid.rows.gap) * s.pitch
                     + column_at(s, grid.columns.first - w.first_column + t * grid.columns.gap))
 
 
 cdef inline void list_weights(const Work* w, const Grid* grid, Py_ssize_t* from_) noexcept nogil:
-    """Where in a filter each weight of the table lies: [chunk or rest][channel][column][row of the chunk]."""
+    """Where in a filter each weight of the table lies: [runs or rests][channel][run][column][row of the run]."""
     cdef const Geometry* g = grid.g
-    cdef Py_ssize_t c, chunk, t, r, row, column, height, at
+    cdef Py_ssize_t c, run, t, r, row, column, height, at
     for c in range(g.channels):
-        for chunk in range(grid.chunks + (grid.rest > 0)):
+        for run in range(grid.runs + grid.rests):
             height = grid.taps
-            at = (c * grid.chunks + chunk) * grid.columns.count * grid.taps
-            if chunk == grid.chunks:
+            at = (c * grid.runs + run) * grid.columns.count * grid.taps
+            if run >= grid.runs:
                 height = grid.rest
-                at = (g.channels * grid.chunks * grid.taps + c * grid.rest) * grid.columns.count
+                at = (g.channels * grid.runs * grid.taps
+                      + (c * grid.rests + run - grid.runs) * grid.rest) * grid.columns.count
             for t in range(grid.columns.count):
                 column = grid.columns.count - 1 - t if grid.columns.flipped else t
                 for r in range(height):
-                    row = chunk * grid.taps + r
+                    row = run * grid.run_gap + r * grid.tap_gap
                     if grid.rows.flipped:
                         row = grid.rows.count - 1 - row
                     from_[at] = c * g.weight_channel + grid.table[row * grid.columns.count + column].weight
