@@ -93,11 +93,13 @@ cdef inline int share(Py_ssize_t width, Py_ssize_t groups) noexcept nogil:
 cdef inline void shape_lines(Strip* s, Py_ssize_t width, Py_ssize_t reach, Py_ssize_t before) noexcept nogil:
     """Room for `width` outputs and taps that reach so far; the input begins `before` columns in."""
     s.columns = (width - 1) * s.step + reach + 1
-    # The first column of the input begins a vector: most stores, and the loads of one tap, are aligned.
-    s.lead = ((-before // s.step * s.inner) % VL + VL) % VL if before > 0 else 0
+    # The first column of the input begins a vector: most stores, and the loads of one tap, are aligned. Three and
+    # more phases would leave most of a line empty for it: 48 columns at a step of 3 take 1.8 times the cache.
+    s.lead = ((-before // s.step * s.inner) % VL + VL) % VL if before > 0 and s.step < 3 else 0
     s.phase = s.lead + (reach // s.step + 1) * s.inner + ceil_div(width * s.inner, VL) * VL + VL
-    s.phase = ceil_div(s.phase, LINE) * LINE
-    s.pitch = s.phase * s.step
+    if s.step < 3:
+        s.phase = ceil_div(s.phase, LINE) * LINE
+    s.pitch = ceil_div(s.phase * s.step, LINE) * LINE
     if s.pitch % (4096 // <Py_ssize_t> sizeof(real)) == 0:  # lines would fall into the same cache sets
         s.pitch += LINE
 
