@@ -83,6 +83,8 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     w.grad.in_rows = g.out_size[1]
     w.grad.in_columns = g.out_size[2]
     w.grad.in_pitch = g.out_axis[1]
+    w.image.whole = w.grad.whole = False
+    w.image.in_column = w.grad.in_column = 1
     w.image.ahead = w.image.inner * g.in_group
     w.grad.ahead = w.grad.inner * g.out_group
     w.lanes = ceil_div(g.groups, w.image.inner)
@@ -95,7 +97,8 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     shape_lines(&w.grad, w.block_columns, 0, 0)
     reach = (grid.rows.count - 1) * grid.rows.gap
     width = TALL * grid.skip
-    w.strip_rows = ceil_div(rows_of_strip(w.image.pitch, reach, g.step[1], width, g.out_size[1]), width) * width
+    w.strip_rows = ceil_div(rows_of_strip(w.image.pitch, reach, g.step[1], width, g.out_size[1], False),
+                            width) * width
     w.strips = ceil_div(g.out_size[1], w.strip_rows)
     w.grad.rows = w.strip_rows
     w.image.rows = (w.strip_rows - 1) * g.step[1] + reach + 1

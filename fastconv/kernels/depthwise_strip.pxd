@@ -19,14 +19,17 @@ from fastconv.kernels.simd cimport (
 )
 
 cdef enum:
-    MOST_INNER = 4
+    MOST_INNER = 4  # of channels that take turns
+    MOST_LANES = 16  # a whole vector of them (depthwise_lanes.pxd)
     WHOLE_BYTES = 16 << 10  # a plane up to this size is one strip
     STRIP_BYTES = 8 << 10  # of others: one is filled while one is computed and what comes next is fetched
+    LANES_BYTES = 32 << 10  # of whole vectors there is one strip, filled and computed in turn
     LINE = 64 // sizeof(real)
 
 
 cdef struct Strip:
     int inner
+    bint whole                   # inner is VL, and a pixel one vector
     Py_ssize_t step
     Py_ssize_t row_step
     unsigned long long met_rows  # bit i: some tap meets row i modulo row_step
@@ -39,6 +42,7 @@ cdef struct Strip:
     Py_ssize_t in_rows           # of a plane of the input
     Py_ssize_t in_columns
     Py_ssize_t in_pitch
+    Py_ssize_t in_column         # 1, or as many as the channels that lie last
     Py_ssize_t ahead             # elements to what will be read next, and is fetched now
     bint same_rows               # every strip has its rows of zeros in the same places
     bint same_columns
@@ -105,12 +109,12 @@ cdef inline void shape_lines(Strip* s, Py_ssize_t width, Py_ssize_t reach, Py_ss
 
 
 cdef inline Py_ssize_t rows_of_strip(Py_ssize_t pitch, Py_ssize_t reach, Py_ssize_t step, Py_ssize_t tile,
-                                     Py_ssize_t rows) noexcept nogil:
+                                     Py_ssize_t rows, bint whole) noexcept nogil:
     """Rows of outputs: all, or whole tiles that fit the cache, and so many that what strips share is little."""
     cdef Py_ssize_t line = pitch * <Py_ssize_t> sizeof(real), fit
-    if ((rows - 1) * step + reach + 1) * line <= WHOLE_BYTES:
+    if ((rows - 1) * step + reach + 1) * line <= (LANES_BYTES if whole else WHOLE_BYTES):
         return rows
-    fit = larger(larger((STRIP_BYTES // line - reach) // step, 2 * reach // step), 1)
+    fit = larger(larger(((LANES_BYTES if whole else STRIP_BYTES) // line - reach) // step, 2 * reach // step), 1)
     return smaller(ceil_div(fit, tile) * tile, rows)
 
 
@@ -263,23 +267,28 @@ cdef inline Window window_of(const Strip* s, Py_ssize_t row, Py_ssize_t column) 
     w.below = s.rows - w.above - w.rows
     w.before = smaller(larger(-column, 0), s.columns)
     w.columns = larger(smaller(s.in_columns - column, s.columns) - w.before, 0)
-    w.source = (row + w.above) * s.in_pitch + column + w.before
+    w.source = (row + w.above) * s.in_pitch + (column + w.before) * s.in_column
     w.even = w.above * s.pitch + column_at(s, w.before)
     w.odd = w.above * s.pitch + column_at(s, w.before + 1)
     return w
 
 
-cdef inline void fill_strip(const Strip* s, const Window* w, const real** planes, real* to) noexcept nogil:
-    """A strip of `inner` planes. Zeros that lie in the same places in every strip are there already."""
-    cdef const real* source[MOST_INNER]
-    cdef int k
-    for k in range(s.inner):
-        source[k] = planes[k] + w.source
+cdef inline void clear_around(const Strip* s, const Window* w, real* to) noexcept nogil:
+    """Zeros that lie in the same places in every strip are there already."""
     if not s.same_columns:
         clear(to, s.rows * s.pitch)
     elif not s.same_rows:
         clear(to, w.above * s.pitch)
         clear(to + (s.rows - w.below) * s.pitch, w.below * s.pitch)
+
+
+cdef inline void fill_strip(const Strip* s, const Window* w, const real** planes, real* to) noexcept nogil:
+    """A strip of `inner` planes that take turns in its lanes."""
+    cdef const real* source[MOST_INNER]
+    cdef int k
+    for k in range(s.inner):
+        source[k] = planes[k] + w.source
+    clear_around(s, w, to)
     if s.step == 1:
         if s.inner == 1:
             fill_lines(1, 1, s, w, source, to)

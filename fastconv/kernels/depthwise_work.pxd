@@ -1,5 +1,6 @@
 """How depthwise passes are cut: the strip that serves them all, and the tables that every thread reads."""
 
+from fastconv.kernels.depthwise_lanes cimport NARROW
 from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, met_by, rows_of_strip, shape_lines, share
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
 from fastconv.kernels.depthwise_tile cimport TALL
@@ -9,6 +10,9 @@ from fastconv.kernels.simd cimport VL, real
 
 cdef enum:
     WIDEST = 512  # outputs of a line
+    WIDEST_LANES = 32  # where an output is a whole vector
+    SMALL = 16  # outputs of a line, where VL channels are a vector
+    MOST_SPREAD = 1 << 18  # of their weights
     AHEAD = 1024  # elements from what is read to what is fetched
     STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
 
@@ -20,6 +24,9 @@ cdef struct Work:
     Py_ssize_t channels
     Py_ssize_t weights           # taps of all grids, times channels
     Py_ssize_t* weight_from
+    bint pixels                  # channels lie last, in the input and in the output
+    real* spread                 # weights of whole vectors of channels: [lane][row of the group][weights]
+    Py_ssize_t spread_size
     Strip strip
     Py_ssize_t first_row         # of the input, for the first row of outputs
     Py_ssize_t first_column
@@ -35,6 +42,12 @@ cdef struct Work:
     real* out
 
 
+cdef inline bint takes_whole(const Geometry* g, Py_ssize_t weights) noexcept nogil:
+    """Do VL channels of a small map take a vector for each pixel?"""
+    return (g.out_size[2] <= SMALL and g.in_size[2] <= NARROW and g.in_axis[1] <= NARROW
+            and g.channels == g.rows == 1 and 2 * g.groups >= VL and g.groups * weights <= MOST_SPREAD)
+
+
 cdef inline Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
     """Columns of taps that the two calls of a tile walk through."""
     return grid.g.channels * grid.columns.count * (grid.runs + grid.rests)
@@ -43,7 +56,7 @@ cdef inline Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
 cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
     """Finds the strip that serves every pass, and cuts the output into strips and blocks."""
     cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, skip = 1
-    cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2]
+    cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2], widest = WIDEST
     cdef Strip* s = &w.strip
     cdef Grid grid
     w.weights = 0
@@ -62,7 +75,9 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
         w.weights += g[i].taps * g[i].channels
         taps += g[i].taps
     w.channels = g[0].channels
-    s.inner = share(columns, g[0].groups)
+    w.pixels = g[0].in_axis[2] != 1
+    s.whole = w.pixels or takes_whole(g, w.weights)
+    s.inner = VL if s.whole else share(columns, g[0].groups)
     s.step = g[0].step[2]
     s.row_step = g[0].step[1]
     s.met_rows = met_by(&grid.rows, s.row_step)  # of several passes the steps are 1
@@ -70,16 +85,21 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     s.in_rows = g[0].in_size[1]
     s.in_columns = g[0].in_size[2]
     s.in_pitch = g[0].in_axis[1]
+    s.in_column = g[0].in_axis[2]
     s.ahead = smaller(s.inner * g[0].in_group, AHEAD)
     w.lanes = ceil_div(g[0].groups, s.inner)
-    w.blocks = ceil_div(columns, WIDEST)
+    w.spread_size = w.lanes * g[0].rows * w.weights * VL if s.whole else 0
+    if s.whole:
+        widest = WIDEST_LANES
+    w.blocks = ceil_div(columns, widest)
     w.block_columns = ceil_div(ceil_div(columns, w.blocks), VL) * VL if w.blocks > 1 else columns
     w.blocks = ceil_div(columns, w.block_columns)
     shape_lines(s, w.block_columns, last_column - w.first_column, -w.first_column)
-    w.strip_rows = rows_of_strip(s.pitch * w.channels, last_row - w.first_row, g[0].step[1], TALL * skip, rows)
+    w.strip_rows = rows_of_strip(s.pitch * w.channels, last_row - w.first_row, g[0].step[1], TALL * skip, rows,
+                                 s.whole)
     w.strips = ceil_div(rows, w.strip_rows)
     s.rows = (w.strip_rows - 1) * g[0].step[1] + last_row - w.first_row + 1
-    w.staged = (w.blocks == 1 and g[0].out_axis[1] == columns
+    w.staged = (not s.whole and w.blocks == 1 and g[0].out_axis[1] == columns
                 and g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real) >= STAGE_BYTES)
     s.same_rows = w.strips == 1
     s.same_columns = w.blocks == 1
@@ -138,11 +158,12 @@ cdef inline void list_grids(Work* w, const Geometry* g, const Tap* taps) noexcep
 
 
 cdef inline Py_ssize_t tables_size(const Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
-    """Bytes of the grids, the places of their weights and their offsets."""
+    """Bytes of the grids, the places of their weights, their offsets, and weights of whole vectors."""
     cdef Py_ssize_t size = w.row_phases * w.column_phases * <Py_ssize_t> sizeof(Grid), i, count = w.weights
     cdef Grid grid
     for i in range(w.row_phases * w.column_phases):
         grid = grid_of(g + i, taps)
         count += entries_of(&grid)
         taps += g[i].taps
-    return aligned(size + count * <Py_ssize_t> sizeof(Py_ssize_t))
+    return aligned(size + count * <Py_ssize_t> sizeof(Py_ssize_t)) + aligned(
+        w.spread_size * <Py_ssize_t> sizeof(real))
