@@ -138,7 +138,9 @@ def conv2d(
     padding_mode : str
         "zeros".
     layout : str
-        "NCHW".
+        "NCHW", or "NHWC" for channels last, in the input and in the output: then (N, H, W, C) and (N, P, Q, K).
+        Filters are (K, C / groups, R, S) in either. Depthwise convolutions with a filter a channel read and
+        write channels last in place; for others the operands are transposed, and the result back.
     activation : None or "relu"
         Applied to the result in the same pass.
     algorithm : str
@@ -393,7 +395,7 @@ def conv2d_backward(
     return ConvGradients(
         _call_for((problem, "input_grad", x.dtype, algorithm))((w, g), None),
         _call_for((problem, "weight_grad", x.dtype, algorithm))((x, g), None),
-        calls.bias_grad(g, problem.out_channels, threads) if bias else None,
+        calls.bias_grad(g, problem.out_channels, threads, problem.channels_last) if bias else None,
     )
 
 

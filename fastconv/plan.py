@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -59,6 +59,8 @@ class Plan:
         Whether the passes write every element of the output; otherwise it starts as zeros.
     reduction : Reduction or None
         For a weight gradient by "gemm".
+    copies : bool
+        Whether operands whose channels lie last are transposed for a kernel that wants them first.
     """
 
     problem: ConvProblem
@@ -71,6 +73,7 @@ class Plan:
     passes: tuple[Pass, ...] = field(default=(), compare=False)  # the rest decides them
     covers: bool = True
     reduction: Reduction | None = None
+    copies: bool = False
 
     @property
     def kernel(self) -> Kernel:
@@ -134,8 +137,8 @@ class Plan:
         """
         rows = 1
         if self.direction == "input_grad":
-            width = self.problem.in_size[-1]
-            rows = len({int(step.geometry["out_offset"]) // width for step in self.passes})
+            row = int(self.passes[0].geometry["out_axis"][1]) // (1, *self.problem.stride)[-2]
+            rows = len({int(step.geometry["out_offset"]) // row for step in self.passes})
         geometries = np.stack([step.geometry for step in self.passes])
         taps = np.concatenate([step.taps for step in self.passes])
         return geometries, taps, rows, len(self.passes) // rows
@@ -155,7 +158,8 @@ class Plan:
         """The plan in words: algorithm, why, work, memory, blocking."""
         p = self.problem
         lines = [
-            f"conv{p.axes}d {self.direction}: {self.algorithm} ({self.reason})",
+            f"conv{p.axes}d {self.direction}: {self.algorithm} ({self.reason})"
+            + (", on copies with channels first" if self.copies else ""),
             f"  input {p.input_shape}, weight {p.weight_shape}, output {p.output_shape}, "
             f"{self.dtype}, groups {p.groups}",
             f"  {self.flops / 1e6:,.1f} MFLOP, {p.parameters:,} parameters, "
@@ -190,6 +194,11 @@ def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtyp
     return "gemm", "the general form"
 
 
+def _takes_channels_last(problem: ConvProblem, algorithm: str) -> bool:
+    """Does the kernel read channels that lie last where they lie?"""
+    return algorithm == "depthwise" and problem.group_out == 1
+
+
 @functools.lru_cache(maxsize=4096)
 def plan_conv(
     problem: ConvProblem,
@@ -213,6 +222,10 @@ def plan_conv(
     if not row.supports(problem):
         raise ValueError(f"algorithm: {algorithm!r} does not take this problem: {problem}")
     make = functools.partial(Plan, problem, direction, algorithm, reason, dtype, relu, prepared)
+    if problem.channels_last and not _takes_channels_last(problem, algorithm):
+        first = replace(problem, channels_last=False)
+        same = plan_conv(first, direction, dtype, algorithm, relu, prepared)
+        return replace(same, problem=problem, reason=reason, copies=True)
     if algorithm == "im2col" or problem.flops == 0:
         return make()
     if direction == "forward":

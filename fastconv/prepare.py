@@ -49,7 +49,7 @@ class PreparedConv2d:
         return bound
 
     def __call__(self, input: Array, *, out: Array | None = None) -> Array:
-        """Convolves `input`, (N, C, H, W), as `conv2d` would; `out` may overlap it."""
+        """Convolves `input`, as `conv2d` would; `out` may overlap it."""
         x = as_operand(input, "input", self.weight.dtype)
         call, weight = self._known.get(x.shape) or self._bind(x.shape)
         return call((x, weight, self.bias), out)
@@ -123,5 +123,6 @@ def prepare_conv2d(
     operation = PreparedConv2d(w, None if b is None else b.copy(), arguments)
     # All arguments are checked now, not at the first call, on an input that the kernel fits.
     size = [max(d * (k - 1) + 1, 1) for k, d in zip(w.shape[2:], dilations, strict=True)]
-    operation.plan((1, w.shape[1] * arguments["groups"], *size))
+    channels = w.shape[1] * arguments["groups"]
+    operation.plan((1, *size, channels) if layout == "NHWC" else (1, channels, *size))
     return operation

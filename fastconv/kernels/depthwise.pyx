@@ -14,10 +14,10 @@ vector of them (depthwise_lanes.pxd): it is brought into cache, padded, and mult
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
-from fastconv.kernels.depthwise_lanes cimport fill_from_pixels, fill_from_planes, spread, weave_lanes
+from fastconv.kernels.depthwise_lanes cimport fill_lanes, spread, weave_lanes
 from fastconv.kernels.depthwise_store cimport copy_out, weave_vectors
 from fastconv.kernels.depthwise_strip cimport (
-    LINE, MOST_LANES, Strip, Window, aligned, clear, clear_around, fill_strip, repeat, window_of,
+    LINE, MOST_INNER, MOST_LANES, Strip, Window, aligned, clear, fill_strip, repeat, window_of,
 )
 from fastconv.kernels.depthwise_taps cimport Grid
 from fastconv.kernels.depthwise_tile cimport SHORT, TALL, Tile, most_rows, tile_of_taps
@@ -242,26 +242,18 @@ cdef Window window_at(const Work* w, const Place* place) noexcept nogil:
 cdef void fill_unit(const Work* w, const Place* place, Window* window, real* strip) noexcept nogil:
     cdef const Geometry* g = w.grids[0].g
     cdef const Strip* s = &w.strip
-    cdef const real* planes[MOST_LANES]
+    cdef const real* planes[MOST_INNER]
     cdef const real* image = w.input + place.image * g.in_image
     cdef Py_ssize_t group = place.lane * s.inner, c, k
     if not (s.same_rows and s.same_columns):
         window[0] = window_at(w, place)
-    if w.pixels:
-        clear_around(s, window, strip)
-        fill_from_pixels(s, window, image + group * g.in_group + window.source, smaller(g.groups - group, VL),
-                         strip + window.above * s.pitch)
+    if s.whole:
+        fill_lanes(s, window, image + group * g.in_group, g.in_group, smaller(g.groups - group, VL) - 1, strip)
         return
     for c in range(w.channels):
         for k in range(s.inner):  # lanes beyond the last channel compute it again
             planes[k] = image + smaller(group + k, g.groups - 1) * g.in_group + c * g.in_channel
-        if s.whole:
-            clear_around(s, window, strip)
-            for k in range(VL):
-                planes[k] += window.source
-            fill_from_planes(s, window, planes, strip + window.above * s.pitch)
-        else:
-            fill_strip(s, window, planes, strip + c * s.rows * s.pitch)
+        fill_strip(s, window, planes, strip + c * s.rows * s.pitch)
 
 
 cdef void lay_bias(const Strip* s, const real* bias, Py_ssize_t stride, Py_ssize_t most, real* to) noexcept nogil:

@@ -7,13 +7,23 @@ paid once for VL channels. Planes are transposed as they enter and leave the cac
 a time, on through the ends of rows; channels that lie last are copied.
 """
 
-from fastconv.kernels.depthwise_strip cimport Strip, Window, column_at, is_met
+from fastconv.kernels.depthwise_strip cimport Strip, Window, clear_around, column_at, is_met
 from fastconv.kernels.depthwise_tile cimport TALL
 from fastconv.kernels.gemm_pack cimport ceil_div, smaller
+from fastconv.kernels.geometry cimport Geometry
 from fastconv.kernels.simd cimport VL, real, vec, vload, vload_first, vstore, vstore_first, vtranspose
 
 cdef enum:
     NARROW = 64  # columns of a plane
+    SMALL = 16  # outputs of a line
+    WIDEST_LANES = 32  # where channels lie last
+    MOST_SPREAD = 1 << 18  # weights, as vectors
+
+
+cdef inline bint takes_whole(const Geometry* g, Py_ssize_t weights) noexcept nogil:
+    """Do VL channels of a small map take a vector for each pixel?"""
+    return (g.out_size[2] <= SMALL and g.in_size[2] <= NARROW and g.in_axis[1] <= NARROW
+            and g.channels == g.rows == 1 and 2 * g.groups >= VL and weights <= MOST_SPREAD)
 
 
 cdef inline void load_block(const real** rows, Py_ssize_t at, Py_ssize_t count, vec* x) noexcept nogil:
@@ -69,6 +79,21 @@ cdef inline void fill_from_pixels(const Strip* s, const Window* w, const real* s
                         phase += VL
                         pixel += gap
         to += s.pitch
+
+
+cdef inline void fill_lanes(const Strip* s, const Window* w, const real* image, Py_ssize_t gap, Py_ssize_t most,
+                            real* to) noexcept nogil:
+    """A strip of channels 0 .. most of an image, `gap` apart; lanes beyond repeat the last, or are zeros."""
+    cdef const real* source[VL]
+    cdef int k
+    clear_around(s, w, to)
+    to += w.above * s.pitch
+    if s.in_column != 1:
+        fill_from_pixels(s, w, image + w.source, most + 1, to)
+    else:
+        for k in range(VL):
+            source[k] = image + smaller(k, most) * gap + w.source
+        fill_from_planes(s, w, source, to)
 
 
 cdef inline void weave_lanes(const int phases, const real* sums, Py_ssize_t pitch, Py_ssize_t rows,

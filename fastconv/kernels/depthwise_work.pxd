@@ -1,6 +1,6 @@
 """How depthwise passes are cut: the strip that serves them all, and the tables that every thread reads."""
 
-from fastconv.kernels.depthwise_lanes cimport NARROW
+from fastconv.kernels.depthwise_lanes cimport WIDEST_LANES, takes_whole
 from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, met_by, rows_of_strip, shape_lines, share
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
 from fastconv.kernels.depthwise_tile cimport TALL
@@ -10,9 +10,6 @@ from fastconv.kernels.simd cimport VL, real
 
 cdef enum:
     WIDEST = 512  # outputs of a line
-    WIDEST_LANES = 32  # where an output is a whole vector
-    SMALL = 16  # outputs of a line, where VL channels are a vector
-    MOST_SPREAD = 1 << 18  # of their weights
     AHEAD = 1024  # elements from what is read to what is fetched
     STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
 
@@ -40,12 +37,6 @@ cdef struct Work:
     const real* weight
     const real* bias
     real* out
-
-
-cdef inline bint takes_whole(const Geometry* g, Py_ssize_t weights) noexcept nogil:
-    """Do VL channels of a small map take a vector for each pixel?"""
-    return (g.out_size[2] <= SMALL and g.in_size[2] <= NARROW and g.in_axis[1] <= NARROW
-            and g.channels == g.rows == 1 and 2 * g.groups >= VL and g.groups * weights <= MOST_SPREAD)
 
 
 cdef inline Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
@@ -76,7 +67,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
         taps += g[i].taps
     w.channels = g[0].channels
     w.pixels = g[0].in_axis[2] != 1
-    s.whole = w.pixels or takes_whole(g, w.weights)
+    s.whole = w.pixels or takes_whole(g, w.weights * g[0].groups)
     s.inner = VL if s.whole else share(columns, g[0].groups)
     s.step = g[0].step[2]
     s.row_step = g[0].step[1]
@@ -92,7 +83,9 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     if s.whole:
         widest = WIDEST_LANES
     w.blocks = ceil_div(columns, widest)
-    w.block_columns = ceil_div(ceil_div(columns, w.blocks), VL) * VL if w.blocks > 1 else columns
+    w.block_columns = ceil_div(columns, w.blocks)
+    if w.blocks > 1 and not s.whole:
+        w.block_columns = ceil_div(w.block_columns, VL) * VL
     w.blocks = ceil_div(columns, w.block_columns)
     shape_lines(s, w.block_columns, last_column - w.first_column, -w.first_column)
     w.strip_rows = rows_of_strip(s.pitch * w.channels, last_row - w.first_row, g[0].step[1], TALL * skip, rows,
