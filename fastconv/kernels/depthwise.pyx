@@ -219,18 +219,38 @@ cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const S
             row += height * skip
 
 
+cdef bint wraps(Py_ssize_t* digit, Py_ssize_t size) noexcept nogil:
+    """Counts on; back to 0 after the last."""
+    digit[0] += 1
+    if digit[0] < size:
+        return False
+    digit[0] = 0
+    return True
+
+
 cdef void step_on(const Work* w, Place* place) noexcept nogil:
-    """To the next unit: block of columns, strip, channels that share lanes, sample."""
-    place.block += 1
-    if place.block == w.blocks:
-        place.block = 0
-        place.strip += 1
-        if place.strip == w.strips:
-            place.strip = 0
-            place.lane += 1
-            if place.lane == w.lanes:
-                place.lane = 0
-                place.image += 1
+    """To the next unit. Where channels lie last, those of the same pixels follow each other."""
+    if w.pixels:
+        if wraps(&place.lane, w.lanes) and wraps(&place.block, w.blocks) and wraps(&place.strip, w.strips):
+            place.image += 1
+    elif wraps(&place.block, w.blocks) and wraps(&place.strip, w.strips) and wraps(&place.lane, w.lanes):
+        place.image += 1
+
+
+cdef Place place_of(const Work* w, Py_ssize_t unit) noexcept nogil:
+    cdef Place place
+    if w.pixels:
+        place.lane = unit % w.lanes
+        unit //= w.lanes
+    place.block = unit % w.blocks
+    unit //= w.blocks
+    place.strip = unit % w.strips
+    unit //= w.strips
+    if not w.pixels:
+        place.lane = unit % w.lanes
+        unit //= w.lanes
+    place.image = unit
+    return place
 
 
 cdef Window window_at(const Work* w, const Place* place) noexcept nogil:
@@ -315,15 +335,11 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
     """One strip is filled while the one before it is computed: a store must have left for the cache before
     a load that lies across two of them can be served."""
     cdef Scratch at = carve(w, memory)
-    cdef Place place, following
+    cdef Place place = place_of(w, first), following
     cdef Window window
     cdef Py_ssize_t unit
     cdef real* filled = at.strip
     cdef real* free = at.strip if w.strip.whole else at.strip + at.strip_size
-    place.block = first % w.blocks
-    place.strip = first // w.blocks % w.strips
-    place.lane = first // (w.blocks * w.strips) % w.lanes
-    place.image = first // (w.blocks * w.strips * w.lanes)
     clear(at.strip, 2 * at.strip_size)
     window = window_at(w, &place)
     fill_unit(w, &place, &window, filled)

@@ -7,11 +7,11 @@ paid once for VL channels. Planes are transposed as they enter and leave the cac
 a time, on through the ends of rows; channels that lie last are copied.
 """
 
-from fastconv.kernels.depthwise_strip cimport Strip, Window, clear_around, column_at, is_met
+from fastconv.kernels.depthwise_strip cimport Strip, Window, clear, column_at, is_met
 from fastconv.kernels.depthwise_tile cimport TALL
 from fastconv.kernels.gemm_pack cimport ceil_div, smaller
 from fastconv.kernels.geometry cimport Geometry
-from fastconv.kernels.simd cimport VL, real, vec, vload, vload_first, vstore, vstore_first, vtranspose
+from fastconv.kernels.simd cimport VL, real, vec, vload, vload_first, vstore, vstore_first, vtranspose, vzero
 
 cdef enum:
     NARROW = 64  # columns of a plane
@@ -81,12 +81,26 @@ cdef inline void fill_from_pixels(const Strip* s, const Window* w, const real* s
         to += s.pitch
 
 
+cdef inline void clear_beside(const Strip* s, const Window* w, real* to) noexcept nogil:
+    """Zeros around the input, where those of the strip before may have been pixels."""
+    cdef Py_ssize_t r, column
+    if not (s.same_rows and s.same_columns):
+        clear(to, w.above * s.pitch)
+        clear(to + (s.rows - w.below) * s.pitch, w.below * s.pitch)
+    if not s.same_columns:
+        for r in range(w.above, w.above + w.rows):
+            for column in range(w.before):
+                vstore(to + r * s.pitch + column_at(s, column), vzero())
+            for column in range(w.before + w.columns, s.columns):
+                vstore(to + r * s.pitch + column_at(s, column), vzero())
+
+
 cdef inline void fill_lanes(const Strip* s, const Window* w, const real* image, Py_ssize_t gap, Py_ssize_t most,
                             real* to) noexcept nogil:
     """A strip of channels 0 .. most of an image, `gap` apart; lanes beyond repeat the last, or are zeros."""
     cdef const real* source[VL]
     cdef int k
-    clear_around(s, w, to)
+    clear_beside(s, w, to)
     to += w.above * s.pitch
     if s.in_column != 1:
         fill_from_pixels(s, w, image + w.source, most + 1, to)
