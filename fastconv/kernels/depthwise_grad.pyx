@@ -14,7 +14,7 @@ problem alone, and splits are added in order: the bits do not depend on the numb
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
-from fastconv.kernels.depthwise_lanes cimport WIDEST_LANES, fill_lanes, takes_whole
+from fastconv.kernels.depthwise_lanes cimport fill_lanes, takes_whole, widest_block
 from fastconv.kernels.depthwise_strip cimport (
     LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, met_by, rows_of_strip, shape_lines,
     share, window_of,
@@ -94,7 +94,12 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     w.image.ahead = w.image.inner * g.in_group
     w.grad.ahead = w.grad.inner * g.out_group
     w.lanes = ceil_div(g.groups, w.image.inner)
-    w.blocks = ceil_div(g.out_size[2], WIDEST_LANES if w.image.whole else WIDEST)
+    reach = (grid.rows.count - 1) * grid.rows.gap
+    width = WIDEST
+    if w.image.whole:  # of three lines, one is for the gradient
+        width = widest_block(3 * ((TALL * grid.skip - 1) * g.step[1] + reach + 1) // 2, g.step[2],
+                             (grid.columns.count - 1) * grid.columns.gap)
+    w.blocks = ceil_div(g.out_size[2], width)
     w.block_columns = g.out_size[2]
     if w.blocks > 1:
         w.block_columns = ceil_div(g.out_size[2], w.blocks)
@@ -103,7 +108,6 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
         w.blocks = ceil_div(g.out_size[2], w.block_columns)
     shape_lines(&w.image, w.block_columns, (grid.columns.count - 1) * grid.columns.gap, -grid.columns.first)
     shape_lines(&w.grad, w.block_columns, 0, 0)
-    reach = (grid.rows.count - 1) * grid.rows.gap
     width = TALL * grid.skip
     w.strip_rows = ceil_div(rows_of_strip(w.image.pitch, reach, g.step[1], width, g.out_size[1],
                                          w.image.whole),

@@ -7,16 +7,16 @@ paid once for VL channels. Planes are transposed as they enter and leave the cac
 a time, on through the ends of rows; channels that lie last are copied.
 """
 
-from fastconv.kernels.depthwise_strip cimport Strip, Window, clear, column_at, is_met
+from fastconv.kernels.depthwise_strip cimport LANES_BYTES, Strip, Window, clear, column_at, is_met
 from fastconv.kernels.depthwise_tile cimport TALL
-from fastconv.kernels.gemm_pack cimport ceil_div, smaller
+from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry
 from fastconv.kernels.simd cimport VL, real, vec, vload, vload_first, vstore, vstore_first, vtranspose, vzero
 
 cdef enum:
     NARROW = 64  # columns of a plane
     SMALL = 16  # outputs of a line
-    WIDEST_LANES = 32  # where channels lie last
+    LEAST_WIDE = 8  # outputs of a block, where channels lie last
     MOST_SPREAD = 1 << 18  # weights, as vectors
 
 
@@ -24,6 +24,12 @@ cdef inline bint takes_whole(const Geometry* g, Py_ssize_t weights) noexcept nog
     """Do VL channels of a small map take a vector for each pixel?"""
     return (g.out_size[2] <= SMALL and g.in_size[2] <= NARROW and g.in_axis[1] <= NARROW
             and g.channels == g.rows == 1 and 2 * g.groups >= VL and weights <= MOST_SPREAD)
+
+
+cdef inline Py_ssize_t widest_block(Py_ssize_t lines, Py_ssize_t step, Py_ssize_t reach) noexcept nogil:
+    """Outputs of a row whose inputs, a vector each, fill the cache with those of a tile of so many lines."""
+    cdef Py_ssize_t columns = LANES_BYTES // (VL * <Py_ssize_t> sizeof(real)) // lines
+    return larger((columns - reach) // step, LEAST_WIDE)
 
 
 cdef inline void load_block(const real** rows, Py_ssize_t at, Py_ssize_t count, vec* x) noexcept nogil:

@@ -1,9 +1,9 @@
 """How depthwise passes are cut: the strip that serves them all, and the tables that every thread reads."""
 
-from fastconv.kernels.depthwise_lanes cimport WIDEST_LANES, takes_whole
+from fastconv.kernels.depthwise_lanes cimport takes_whole, widest_block
 from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, met_by, rows_of_strip, shape_lines, share
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
-from fastconv.kernels.depthwise_tile cimport TALL
+from fastconv.kernels.depthwise_tile cimport TALL, most_rows
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport VL, real
@@ -48,6 +48,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     """Finds the strip that serves every pass, and cuts the output into strips and blocks."""
     cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, skip = 1
     cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2], widest = WIDEST
+    cdef Py_ssize_t tile
     cdef Strip* s = &w.strip
     cdef Grid grid
     w.weights = 0
@@ -66,6 +67,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
         w.weights += g[i].taps * g[i].channels
         taps += g[i].taps
     w.channels = g[0].channels
+    tile = TALL * skip
     w.pixels = g[0].in_axis[2] != 1
     s.whole = w.pixels or takes_whole(g, w.weights * g[0].groups)
     s.inner = VL if s.whole else share(columns, g[0].groups)
@@ -81,14 +83,16 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     w.lanes = ceil_div(g[0].groups, s.inner)
     w.spread_size = w.lanes * g[0].rows * w.weights * VL if s.whole else 0
     if s.whole:
-        widest = WIDEST_LANES
+        tile = most_rows(grid.advance) * skip
+        widest = widest_block((tile - 1) * g[0].step[1] + last_row - w.first_row + 1, s.step,
+                              last_column - w.first_column)
     w.blocks = ceil_div(columns, widest)
     w.block_columns = ceil_div(columns, w.blocks)
     if w.blocks > 1 and not s.whole:
         w.block_columns = ceil_div(w.block_columns, VL) * VL
     w.blocks = ceil_div(columns, w.block_columns)
     shape_lines(s, w.block_columns, last_column - w.first_column, -w.first_column)
-    w.strip_rows = rows_of_strip(s.pitch * w.channels, last_row - w.first_row, g[0].step[1], TALL * skip, rows,
+    w.strip_rows = rows_of_strip(s.pitch * w.channels, last_row - w.first_row, g[0].step[1], tile, rows,
                                  s.whole)
     w.strips = ceil_div(rows, w.strip_rows)
     s.rows = (w.strip_rows - 1) * g[0].step[1] + last_row - w.first_row + 1
