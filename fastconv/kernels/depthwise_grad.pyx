@@ -76,7 +76,7 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     cdef Grid grid = grid_of(g, taps)
     w.grid = grid
     w.image.whole = w.grad.whole = g.in_axis[2] != 1 or takes_whole(g, 0)
-    w.image.inner = w.grad.inner = VL if w.image.whole else share(g.out_size[2], g.groups)
+    w.image.inner = w.grad.inner = VL if w.image.whole else share(g.out_size[2], g.groups, 1)
     w.image.step = g.step[2]
     w.image.row_step = g.step[1]
     w.image.met_rows = met_by(&grid.rows, g.step[1])

@@ -11,7 +11,7 @@ from fastconv.kernels.depthwise_strip cimport LANES_BYTES, Strip, Window, clear,
 from fastconv.kernels.depthwise_tile cimport TALL
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry
-from fastconv.kernels.simd cimport VL, real, vec, vload, vload_first, vstore, vstore_first, vtranspose, vzero
+from fastconv.kernels.simd cimport VL, prefetch_far, real, vec, vload, vload_first, vstore, vstore_first, vtranspose, vzero
 
 cdef enum:
     NARROW = 64  # columns of a plane
@@ -56,6 +56,8 @@ cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** 
     while at < total:
         count = smaller(VL, total - at)
         load_block(source, at, count, x)
+        for j in range(VL):  # the same pixels of the next channels
+            prefetch_far(source[j] + at + s.ahead)
         vtranspose(x)
         for j in range(VL):
             if j < count:

@@ -24,6 +24,7 @@ cdef enum:
     WHOLE_BYTES = 16 << 10  # a plane up to this size is one strip
     STRIP_BYTES = 8 << 10  # of others: one is filled while one is computed and what comes next is fetched
     LANES_BYTES = 32 << 10  # of whole vectors there is one strip, filled and computed in turn
+    MANY_TAPS = 144  # from here on lanes are worth the weights of several channels as vectors
     LINE = 64 // sizeof(real)
 
 
@@ -85,11 +86,16 @@ cdef inline Py_ssize_t column_at(const Strip* s, Py_ssize_t column) noexcept nog
     return s.lead + column % s.step * s.phase + column // s.step * s.inner
 
 
-cdef inline int share(Py_ssize_t width, Py_ssize_t groups) noexcept nogil:
-    """How many channels share the lanes of a map so narrow."""
+cdef inline int share(Py_ssize_t width, Py_ssize_t groups, Py_ssize_t taps) noexcept nogil:
+    """How many channels share the lanes of a map: of a narrow one, or where that fills vectors and pays back."""
+    cdef Py_ssize_t one = ceil_div(width, VL), two = ceil_div(2 * width, VL), four = ceil_div(4 * width, VL)
     if width * 4 <= VL and groups >= 4:
         return 4
     if width * 2 <= VL and groups >= 2:
+        return 2
+    if taps >= MANY_TAPS and groups >= 4 and four < 2 * two:
+        return 4
+    if taps >= MANY_TAPS and groups >= 2 and two < 2 * one:
         return 2
     return 1
 

@@ -70,7 +70,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     tile = TALL * skip
     w.pixels = g[0].in_axis[2] != 1
     s.whole = w.pixels or takes_whole(g, w.weights * g[0].groups)
-    s.inner = VL if s.whole else share(columns, g[0].groups)
+    s.inner = VL if s.whole else share(columns, g[0].groups, w.weights)
     s.step = g[0].step[2]
     s.row_step = g[0].step[1]
     s.met_rows = met_by(&grid.rows, s.row_step)  # of several passes the steps are 1
@@ -79,7 +79,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     s.in_columns = g[0].in_size[2]
     s.in_pitch = g[0].in_axis[1]
     s.in_column = g[0].in_axis[2]
-    s.ahead = smaller(s.inner * g[0].in_group, AHEAD)
+    s.ahead = s.inner * g[0].in_group if s.whole else smaller(s.inner * g[0].in_group, AHEAD)
     w.lanes = ceil_div(g[0].groups, s.inner)
     w.spread_size = w.lanes * g[0].rows * w.weights * VL if s.whole else 0
     if s.whole:
