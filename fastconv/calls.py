@@ -185,7 +185,8 @@ def _on_copies(plan: Plan) -> Run:
     def weight_grad(x: Array, grad_output: Array, out: Array, threads: int) -> None:
         run(channels_first(x), channels_first(grad_output), out, threads)
 
-    return {"forward": forward, "input_grad": input_grad, "weight_grad": weight_grad}[plan.direction]
+    runs: dict[str, Run] = {"forward": forward, "input_grad": input_grad, "weight_grad": weight_grad}
+    return runs[plan.direction]
 
 
 _BINDERS: dict[str, Callable[[Plan], Run]] = {

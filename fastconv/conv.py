@@ -46,9 +46,9 @@ class Call:
         """Runs into `out`, or into a new array; an `out` that overlaps an operand is written last."""
         threads = 1 if self.most_threads == 1 else min(get_num_threads(), self.most_threads)
         if out is None:
-            result = new_array(self.output_shape, self.dtype)
-            self.run(*operands, result, threads)
-            return result
+            fresh = new_array(self.output_shape, self.dtype)
+            self.run(*operands, fresh, threads)
+            return fresh
         target: Array = check_out(out, self.output_shape, self.dtype)
         if not is_target(out, *operands):
             target = new_array(self.output_shape, self.dtype)
@@ -78,7 +78,7 @@ def _call_for(plan_key: tuple[Any, ...]) -> Call:
 def _plain_key(
     direction: str, shape: Any, a: Any, b: Any, window: tuple[Any, ...], words: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
-    """What a gradient's call is known by, if its arguments are plain arrays, a tuple of sizes, ints and words."""
+    """What a gradient's call is known by, if its arguments are plain arrays, sizes, ints and words."""
     if (
         a.__class__ is np.ndarray
         and b.__class__ is np.ndarray
@@ -166,9 +166,9 @@ def conv2d(
     padding_mode : str
         "zeros".
     layout : str
-        "NCHW", or "NHWC" for channels last, in the input and in the output: then (N, H, W, C) and (N, P, Q, K).
-        Filters are (K, C / groups, R, S) in either. Depthwise convolutions with a filter a channel read and
-        write channels last in place; for others the operands are transposed, and the result back.
+        "NCHW", or "NHWC" for channels last in the input and in the output: (N, H, W, C) and (N, P, Q, K).
+        Filters are (K, C / groups, R, S) in either. Depthwise convolutions with a filter a channel work
+        in place; of others the operands are transposed, and the result back.
     activation : None or "relu"
         Applied to the result in the same pass.
     algorithm : str

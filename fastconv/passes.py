@@ -207,9 +207,7 @@ def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], 
     return PACKED
 
 
-def _layout(
-    p: ConvProblem, channels: int, size: tuple[int, ...]
-) -> tuple[int, int, int, tuple[int, ...]]:
+def _layout(p: ConvProblem, channels: int, size: tuple[int, ...]) -> tuple[int, int, int, tuple[int, ...]]:
     """Strides of an operand of `channels` channels: of an image, a group, a channel, and the three axes."""
     plane = prod(size)
     channel, axes = plane, _strides(size)

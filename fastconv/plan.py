@@ -27,8 +27,8 @@ from fastconv.threads import get_num_threads
 
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 DEPTHWISE_FLOPS = 2_000  # and up to here where a group has one input channel
-# Filters of one channel from which on a matrix product is faster: it reads the image less often. Measured with 8, 32
-# and 100 filters of 1x1 to 15x15 and strides of 1 to 3 on a 48x48 image: with up to FEW_TAPS it is from 32 on.
+# Filters of one channel from which on a matrix product is faster: it reads the image less often. Measured with
+# 8, 32 and 100 filters of 1x1 to 15x15 and strides of 1 to 3 on a 48x48 image; up to FEW_TAPS from half of them.
 MANY_FILTERS = 64
 FEW_TAPS = 9
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
@@ -177,10 +177,16 @@ class Plan:
 
 def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
-    many = direction == "forward" and (
-        problem.group_out >= (MANY_FILTERS if prod(problem.kernel) > FEW_TAPS else MANY_FILTERS // 2)
+    many = (
+        direction == "forward"
+        and problem.flops > DIRECT_FLOPS
+        and problem.group_out >= (MANY_FILTERS if prod(problem.kernel) > FEW_TAPS else MANY_FILTERS // 2)
     )
-    if problem.flops > DEPTHWISE_FLOPS and not many and find("conv", direction, "depthwise").supports(problem):
+    if (
+        problem.flops > DEPTHWISE_FLOPS
+        and not many
+        and find("conv", direction, "depthwise").supports(problem)
+    ):
         return "depthwise", "one input channel a group: nothing to sum over channels"
     if problem.flops <= DIRECT_FLOPS and not prepared:
         return "direct", f"at most {DIRECT_FLOPS:,} flops: packing would cost more"

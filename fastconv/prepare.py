@@ -11,7 +11,7 @@ from fastconv import calls
 from fastconv.arrays import Array, as_operand
 from fastconv.conv import KNOWN_CALLS, Call, Ints, check_bias, plan_conv2d
 from fastconv.plan import Plan
-from fastconv.problem import Padding, integer, per_axis, resolve_padding
+from fastconv.problem import Padding, check_layout, integer, per_axis, resolve_padding
 from fastconv.threads import get_num_threads
 
 
@@ -126,5 +126,5 @@ def prepare_conv2d(
     # All arguments are checked now, not at the first call, on an input that the kernel fits.
     size = [max(d * (k - 1) + 1, 1) for k, d in zip(w.shape[2:], dilations, strict=True)]
     channels = w.shape[1] * arguments["groups"]
-    operation.plan((1, *size, channels) if layout == "NHWC" else (1, channels, *size))
+    operation.plan((1, *size, channels) if check_layout(layout, 2) else (1, channels, *size))
     return operation

@@ -109,9 +109,8 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     shape_lines(&w.image, w.block_columns, (grid.columns.count - 1) * grid.columns.gap, -grid.columns.first)
     shape_lines(&w.grad, w.block_columns, 0, 0)
     width = TALL * grid.skip
-    w.strip_rows = ceil_div(rows_of_strip(w.image.pitch, reach, g.step[1], width, g.out_size[1],
-                                         w.image.whole),
-                            width) * width
+    w.strip_rows = rows_of_strip(w.image.pitch, reach, g.step[1], width, g.out_size[1], w.image.whole)
+    w.strip_rows = ceil_div(w.strip_rows, width) * width
     w.strips = ceil_div(g.out_size[1], w.strip_rows)
     w.grad.rows = w.strip_rows
     w.image.rows = (w.strip_rows - 1) * g.step[1] + reach + 1
