@@ -27,8 +27,9 @@ from fastconv.threads import get_num_threads
 
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 DEPTHWISE_FLOPS = 2_000  # and up to here where a group has one input channel
-# Filters of one channel from which on a matrix product is faster: it reads the image less often. Measured with
-# 8, 32 and 100 filters of 1x1 to 15x15 and strides of 1 to 3 on a 48x48 image; up to FEW_TAPS from half of them.
+# Filters of one channel from which on a matrix product is faster: it reads the image less often. Measured
+# with 8, 32 and 100 filters of 1x1 to 15x15 and strides of 1 to 3 on a 48x48 image; with up to FEW_TAPS it is
+# from half as many on.
 MANY_FILTERS = 64
 FEW_TAPS = 9
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
