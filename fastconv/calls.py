@@ -8,12 +8,13 @@ All operands are native, aligned, C-contiguous and of the plan's dtype and shape
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fastconv import engine, im2col
-from fastconv.arrays import Array
+from fastconv.arrays import Array, new_array
 from fastconv.passes import PACK_LIMIT, PACKED, Pass
 from fastconv.plan import Plan
 from fastconv.workspace import scratch
@@ -27,7 +28,8 @@ def _bias_only(plan: Plan) -> Run:
     def run(*operands: Any) -> None:
         out = operands[-2]
         bias = operands[2] if plan.direction == "forward" else None
-        out[...] = 0 if bias is None else bias.reshape(1, -1, *(1,) * plan.problem.axes)
+        p = plan.problem
+        out[...] = 0 if bias is None else bias if p.channels_last else bias.reshape(1, -1, *(1,) * p.axes)
         if plan.relu:
             np.maximum(out, 0, out=out)
 
@@ -176,6 +178,32 @@ def _weight_grad(plan: Plan, kernel: Any) -> Run:
     return run
 
 
+def _on_copies(plan: Plan) -> Run:
+    """Channels that lie last are transposed to the front, and those of the result back."""
+    problem = replace(plan.problem, channels_last=False)
+    first = replace(plan, problem=problem, copies=False)
+    run = bind(first)
+
+    def channels_first(array: Array) -> Array:
+        return np.ascontiguousarray(np.moveaxis(array, -1, 1))
+
+    def forward(x: Array, w: Array, bias: Array | None, out: Array, threads: int) -> None:
+        y = new_array(first.output_shape, plan.dtype)
+        run(channels_first(x), w, bias, y, threads)
+        out[...] = np.moveaxis(y, 1, -1)
+
+    def input_grad(weight: Array, grad_output: Array, out: Array, threads: int) -> None:
+        dx = new_array(first.output_shape, plan.dtype)
+        run(weight, channels_first(grad_output), dx, threads)
+        out[...] = np.moveaxis(dx, 1, -1)
+
+    def weight_grad(x: Array, grad_output: Array, out: Array, threads: int) -> None:
+        run(channels_first(x), channels_first(grad_output), out, threads)
+
+    runs: dict[str, Run] = {"forward": forward, "input_grad": input_grad, "weight_grad": weight_grad}
+    return runs[plan.direction]
+
+
 _BINDERS: dict[str, Callable[[Plan], Run]] = {
     "im2col": _textbook,
     "direct": _direct,
@@ -191,6 +219,8 @@ def bind(plan: Plan) -> Run:
     """The call that carries a plan out with the active engine."""
     if plan.flops == 0:
         return _bias_only(plan)
+    if plan.copies:
+        return _on_copies(plan)
     return _BINDERS[plan.algorithm](plan)
 
 
@@ -208,9 +238,13 @@ def pack(plan: Plan, weight: Array, threads: int) -> Array:
     return packed
 
 
-def bias_grad(grad_output: Array, channels: int, threads: int) -> Array:
+def bias_grad(grad_output: Array, channels: int, threads: int, channels_last: bool = False) -> Array:
     """The sum of an output's gradient over samples and positions: (K,)."""
     total = np.zeros(channels, grad_output.dtype)
+    if channels_last:
+        kernel = engine.load(grad_output.dtype).activation.column_sums
+        kernel(grad_output.size // max(channels, 1), channels, grad_output, total, threads)
+        return total
     if grad_output.size:
         images = grad_output.shape[0]
         pixels = grad_output.size // (images * channels)

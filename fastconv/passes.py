@@ -230,6 +230,15 @@ def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], 
     return PACKED
 
 
+def _layout(p: ConvProblem, channels: int, size: tuple[int, ...]) -> tuple[int, int, int, tuple[int, ...]]:
+    """Strides of an operand of `channels` channels: of an image, a group, a channel, and the three axes."""
+    plane = prod(size)
+    channel, axes = plane, _strides(size)
+    if p.channels_last:
+        channel, axes = 1, tuple(stride * channels for stride in axes)
+    return channels * plane, channels // p.groups * channel, channel, axes
+
+
 def forward_pass(p: ConvProblem, dtype: np.dtype[Any], relu: bool) -> Pass:
     kernel = _three(p.kernel, 1)
     in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
@@ -237,13 +246,13 @@ def forward_pass(p: ConvProblem, dtype: np.dtype[Any], relu: bool) -> Pass:
         (np.arange(k), np.arange(k) * d - before)
         for k, d, (before, _) in zip(p.kernel, p.dilation, p.pads, strict=True)
     ]
+    in_image, in_group, in_channel, in_axis = _layout(p, p.in_channels, in_size)
+    out_image, out_group, out_row, out_axis = _layout(p, p.out_channels, out_size)
     fields = {
         "batch": p.batch, "groups": p.groups, "rows": p.group_out, "channels": p.group_in,
         "in_size": in_size, "out_size": out_size, "step": _three(p.stride, 1),
-        "in_image": p.in_channels * prod(in_size), "in_group": p.group_in * prod(in_size),
-        "in_channel": prod(in_size), "in_axis": _strides(in_size),
-        "out_image": p.out_channels * prod(out_size), "out_group": p.group_out * prod(out_size),
-        "out_row": prod(out_size), "out_axis": _strides(out_size),
+        "in_image": in_image, "in_group": in_group, "in_channel": in_channel, "in_axis": in_axis,
+        "out_image": out_image, "out_group": out_group, "out_row": out_row, "out_axis": out_axis,
         "weight_group": p.group_out * p.group_in * prod(kernel),
         "weight_row": p.group_in * prod(kernel), "weight_channel": prod(kernel), "relu": relu,
     }  # fmt: skip
@@ -271,7 +280,8 @@ def input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[tuple[Pass,
     """
     in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
     kernel, stride = _three(p.kernel, 1), _three(p.stride, 1)
-    axis_stride = _strides(in_size)
+    in_image, in_group, in_channel, in_axis = _layout(p, p.in_channels, in_size)
+    out_image, out_group, out_row, out_axis = _layout(p, p.out_channels, out_size)
     per_axis = [_phases(p, axis) for axis in range(p.axes)]
     covers = all(len(f) == min(s, i) for f, s, i in zip(per_axis, p.stride, p.in_size, strict=True))
     passes = []
@@ -282,12 +292,10 @@ def input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[tuple[Pass,
             "batch": p.batch, "groups": p.groups, "rows": p.group_in, "channels": p.group_out,
             "in_size": out_size, "step": (1, 1, 1),
             "out_size": [-(-(i - f) // s) for i, f, s in zip(in_size, start, stride, strict=True)],
-            "in_image": p.out_channels * prod(out_size), "in_group": p.group_out * prod(out_size),
-            "in_channel": prod(out_size), "in_axis": _strides(out_size),
-            "out_offset": sum(f * s for f, s in zip(start, axis_stride, strict=True)),
-            "out_image": p.in_channels * prod(in_size), "out_group": p.group_in * prod(in_size),
-            "out_row": prod(in_size),
-            "out_axis": [s * a for s, a in zip(stride, axis_stride, strict=True)],
+            "in_image": out_image, "in_group": out_group, "in_channel": out_row, "in_axis": out_axis,
+            "out_offset": sum(f * s for f, s in zip(start, in_axis, strict=True)),
+            "out_image": in_image, "out_group": in_group, "out_row": in_channel,
+            "out_axis": [s * a for s, a in zip(stride, in_axis, strict=True)],
             "weight_group": p.group_out * p.group_in * prod(kernel),
             "weight_row": prod(kernel), "weight_channel": p.group_in * prod(kernel),
         }  # fmt: skip

@@ -11,7 +11,7 @@ from fastconv import calls
 from fastconv.arrays import Array, as_operand
 from fastconv.conv import KNOWN_CALLS, Call, Ints, check_bias, plan_conv2d
 from fastconv.plan import Plan
-from fastconv.problem import Padding, integer, per_axis, resolve_padding
+from fastconv.problem import Padding, check_layout, integer, per_axis, resolve_padding
 from fastconv.threads import get_num_threads
 
 
@@ -49,8 +49,10 @@ class PreparedConv2d:
         return bound
 
     def __call__(self, input: Array, *, out: Array | None = None) -> Array:
-        """Convolves `input`, (N, C, H, W), as `conv2d` would; `out` may overlap it."""
-        x = as_operand(input, "input", self.weight.dtype)
+        """Convolves `input`, as `conv2d` would; `out` may overlap it."""
+        x = input
+        if not (x.__class__ is np.ndarray and x.dtype is self.weight.dtype and x.flags.carray):
+            x = as_operand(input, "input", self.weight.dtype)
         call, weight = self._known.get(x.shape) or self._bind(x.shape)
         return call((x, weight, self.bias), out)
 
@@ -123,5 +125,6 @@ def prepare_conv2d(
     operation = PreparedConv2d(w, None if b is None else b.copy(), arguments)
     # All arguments are checked now, not at the first call, on an input that the kernel fits.
     size = [max(d * (k - 1) + 1, 1) for k, d in zip(w.shape[2:], dilations, strict=True)]
-    operation.plan((1, w.shape[1] * arguments["groups"], *size))
+    channels = w.shape[1] * arguments["groups"]
+    operation.plan((1, *size, channels) if check_layout(layout, 2) else (1, channels, *size))
     return operation

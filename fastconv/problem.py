@@ -259,8 +259,6 @@ def conv_problem(
     dilations = per_axis(dilation, "dilation", axes)
     if one_of(padding_mode, "padding_mode", PADDING_MODES) != "zeros":
         raise ValueError(f"padding_mode: only 'zeros' is supported so far, got {padding_mode!r}")
-    if channels_last:
-        raise ValueError(f"layout: only {LAYOUTS[axes][0]!r} is supported so far, got {LAYOUTS[axes][1]!r}")
     in_size = _channels_first(input_shape, channels_last)[2:]
     pads = resolve_padding(padding, in_size, weight_shape[2:], strides, dilations)
     return _conv_problem(input_shape, weight_shape, strides, pads, dilations, groups, channels_last)

@@ -58,7 +58,7 @@ WRONG = {
     "groups": [0, -1, 1.0, 2.0, True, "2", None, (2,), [2], 3, 4, 100, HUGE + 1, np.array([2, 2])],
     "padding_mode": ["constant", "reflect", "replicate", "circular", "", None, 0, [], ("zeros",),
                      np.array(["zeros", "zeros"]), Unhashable("ones")],
-    "layout": ["NHWC", "nchw", "NCW", "NCDHW", "", 0, [], ("NCHW",), np.array(["NCHW", "NCHW"])],
+    "layout": ["nchw", "nhwc", "NCW", "NCDHW", "", 0, [], ("NCHW",), np.array(["NCHW", "NCHW"])],
     "algorithm": ["", "GEMM", "winograd_f9", None, 0, [], ("gemm",), np.array(["gemm", "gemm"])],
 }  # fmt: skip
 ACTIVATIONS = ["ReLU", "", "sigmoid", 0, 1, False, [], ("relu",), max, np.array(["relu", "relu"])]
@@ -106,6 +106,27 @@ def test_equal_is_not_the_same(argument, value):
     for _ in range(2):
         with pytest.raises(TypeError, match=f"^{argument}"):
             fastconv.conv2d(x, w, **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("stride", 1.0), ("stride", True), ("padding", False), ("dilation", True), ("groups", True)],
+    ids=repr,
+)
+def test_equal_is_not_the_same_to_gradients(argument, value):
+    x, w, g = np.ones((1, 2, 5, 5)), np.ones((3, 2, 1, 1)), np.ones((1, 3, 5, 5))
+    calls = [
+        lambda **more: fastconv.conv2d_input_grad(x.shape, w, g, **more),
+        lambda **more: fastconv.conv2d_weight_grad(x, w.shape, g, **more),
+    ]
+    for gradient in calls:
+        for _ in range(3):
+            gradient(stride=1, padding=0, dilation=1, groups=1)
+        with pytest.raises(TypeError, match=f"^{argument}"):
+            gradient(**{argument: value})
+    for shape in ((True, 2, 5, 5), (1.0, 2, 5, 5)):
+        with pytest.raises(TypeError, match=r"^input"):
+            fastconv.conv2d_input_grad(shape, w, g)
 
 
 # Arrays

@@ -1,8 +1,8 @@
-"""Depthwise convolution: strips, tiles, lanes shared by channels, phases, and what it does not take."""
+"""Depthwise convolution: strips, tiles, lanes shared by channels, phases, layouts, what it does not take."""
 
 import numpy as np
 import pytest
-from conftest import around, case, check, compute, every_direction, identical, operands, oracle
+from conftest import around, assert_close, case, check, compute, every_direction, identical, operands, oracle
 from scipy import signal
 
 import fastconv
@@ -18,7 +18,7 @@ def depthwise(channels, size, kernel, multiplier=1, batch=2, **options):
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, 6, 7, 8, 9, 15])
 def test_every_height_of_taps(kernel, stride, direction, isa, dtype):
-    """Up to seven rows of taps are one call, more are several, and step 3 takes row by row."""
+    """Up to seven rows of taps are one call, more are several, and step 3 makes a run of each residue."""
     problem = depthwise(3, (23, 20), kernel, stride=stride, padding=kernel // 2)
     check(direction, operands(problem, dtype), "depthwise")
 
@@ -52,11 +52,130 @@ def test_rows_around_the_vector(stride, direction, tile, dtype):
 
 @every_direction
 @pytest.mark.parametrize("dilation", [1, 2, 3, (3, 2)])
-@pytest.mark.parametrize("stride", [1, 2, 3, 4, (2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, (2, 1), (1, 2), (2, 4), (3, 1), (1, 5), (7, 3)])
 def test_steps_and_gaps(stride, dilation, direction, isa, dtype):
     """Rows of outputs that share lines lie apart by the gap, over what both have in common."""
     problem = depthwise(3, (21, 26), (4, 3), stride=stride, dilation=dilation, padding=(3, 2))
     check(direction, operands(problem, dtype), "depthwise")
+
+
+@every_direction
+@pytest.mark.parametrize("stride", [3, 5])
+@pytest.mark.parametrize("kernel", [2, 22, 23, (24, 1)])
+def test_runs_of_a_large_step(kernel, stride, direction, isa, dtype):
+    """Fewer rows of taps than the step; more residues than a tile takes rows of taps."""
+    check(direction, operands(depthwise(2, (31, 29), kernel, stride=stride), dtype), "depthwise")
+
+
+def test_a_step_beyond_64_rows(isa, dtype):
+    problem = depthwise(2, (150, 141), (3, 2), stride=(70, 67), dilation=(2, 67))
+    for direction in ("forward", "input_grad", "weight_grad"):
+        check(direction, operands(problem, dtype), "depthwise")
+
+
+@every_direction
+@pytest.mark.parametrize("size", [7, (5, 32), 14, (28, 16), (9, 28)])
+@pytest.mark.parametrize(
+    "window", [(3, 1, 1), (3, 2, 1), (5, 1, 2), (5, 2, 0), (9, 1, 4), (2, 3, 0)], ids=str
+)
+def test_whole_vectors_of_channels(size, window, direction, tile, dtype):
+    """Channels around the vector: the last lanes are idle, or there are too few to take a vector."""
+    kernel, stride, padding = window
+    if kernel > np.min(size) + 2 * padding:
+        pytest.skip("the kernel does not fit")
+    for channels in around(tile[2]):
+        problem = depthwise(channels, size, kernel, stride=stride, padding=padding)
+        check(direction, operands(problem, dtype), "depthwise")
+
+
+@every_direction
+@pytest.mark.parametrize("kernel", [13, (31, 5)])
+@pytest.mark.parametrize("width", [7, 12, 20, 28, 56])
+def test_large_kernels_share_lanes(width, kernel, direction, isa, dtype):
+    problem = depthwise(5, (17, width), kernel, batch=1, padding=(15, 6))
+    check(direction, operands(problem, dtype), "depthwise")
+
+
+def last(array):
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1))
+
+
+CHANNELS_LAST = [
+    depthwise(17, (9, 11), 3, padding=1),
+    depthwise(33, (30, 70), 3, batch=1, stride=2, padding=1),  # blocks of columns, strips of rows
+    depthwise(20, (40, 37), (5, 3), batch=1, padding=2, dilation=2),
+    depthwise(3, (12, 31), (4, 5), stride=3, padding=2),
+    depthwise(1, (12, 31), 3, padding=1),
+    depthwise(16, (7, 9), 9, stride=(1, 2), padding=4),
+    depthwise(4, (11, 12), 3, multiplier=2, padding=1),  # through copies, as those below
+    case((2, 3, 9, 8), (5, 3, 3, 3), stride=2, padding=1),
+    case((2, 4, 6, 5), (6, 2, 1, 1), groups=2),
+    case((0, 3, 5, 5), (3, 1, 3, 3), groups=3),
+]
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "gemm", "direct", "im2col"])
+@pytest.mark.parametrize("problem", CHANNELS_LAST, ids=str)
+def test_channels_last_equal_channels_first(problem, algorithm, isa, dtype):
+    data, options = operands(problem, dtype), problem.options
+    x, g = last(data.input), last(data.grad_output)
+    same = {"layout": "NHWC", "algorithm": algorithm, **options}
+    y = fastconv.conv2d(x, data.weight, data.bias, activation="relu", **same)
+    want = oracle("forward", data, activation="relu")
+    assert_close(np.moveaxis(y, -1, 1), want, "forward", problem)
+    prepared = fastconv.prepare_conv2d(data.weight, data.bias, activation="relu", **same)
+    assert_close(np.moveaxis(prepared(x), -1, 1), want, "forward", problem)
+    grads = fastconv.conv2d_backward(g, x, data.weight, **same)
+    assert_close(np.moveaxis(grads.input, -1, 1), oracle("input_grad", data), "input_grad", problem)
+    assert_close(grads.weight, oracle("weight_grad", data), "weight_grad", problem)
+    np.testing.assert_allclose(grads.bias, data.grad_output.sum((0, 2, 3), float), rtol=1e-5, atol=1e-5)
+    assert identical(fastconv.conv2d_input_grad(x.shape, data.weight, g, **same), grads.input)
+    assert identical(fastconv.conv2d_weight_grad(x, data.weight.shape, g, **same), grads.weight)
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_channels_last_on_any_number_of_threads(direction, isa, dtype, monkeypatch):
+    monkeypatch.setattr(plan, "FLOPS_PER_THREAD", 1)
+    data = operands(depthwise(37, (40, 50), 3, padding=1), dtype)
+    x, g = last(data.input), last(data.grad_output)
+    window = {**data.case.options, "layout": "NHWC"}
+    run = {
+        "forward": lambda: fastconv.conv2d(x, data.weight, data.bias, **window),
+        "input_grad": lambda: fastconv.conv2d_input_grad(x.shape, data.weight, g, **window),
+        "weight_grad": lambda: fastconv.conv2d_weight_grad(x, data.weight.shape, g, **window),
+    }[direction]
+    results = []
+    for threads in (1, 2, 5):
+        with fastconv.threads(threads):
+            results.append(run())
+    assert identical(results[0], results[1])
+    assert identical(results[0], results[2])
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("channels", [3, 16, 19])
+def test_nothing_beyond_channels_last_is_touched(channels, at, isa, dtype, cage):
+    shape, window = (1, 9, 20, channels), {"padding": 1, "groups": channels, "layout": "NHWC"}
+    rng = np.random.default_rng(0)
+    x, w, g = (
+        cage.copy(rng.uniform(-1, 1, size).astype(dtype), at) for size in (shape, (channels, 1, 3, 3), shape)
+    )
+    y = fastconv.conv2d(x, w, out=cage.place(shape, dtype, at), **window)
+    dx = fastconv.conv2d_input_grad(shape, w, g, out=cage.place(shape, dtype, at), **window)
+    dw = fastconv.conv2d_weight_grad(x, w.shape, g, out=cage.place(w.shape, dtype, at), **window)
+    assert np.isfinite(y).all()
+    assert np.isfinite(dx).all()
+    assert np.isfinite(dw).all()
+
+
+def test_plans_of_channels_last_say_what_they_copy():
+    shape = (1, 28, 28, 32)
+    alone = fastconv.plan_conv2d(shape, (32, 1, 3, 3), padding=1, groups=32, layout="NHWC")
+    dense = fastconv.plan_conv2d(shape, (8, 32, 3, 3), padding=1, layout="NHWC")
+    assert (alone.output_shape, dense.output_shape) == (shape, (1, 28, 28, 8))
+    assert not alone.copies
+    assert dense.copies
+    assert "channels first" in dense.explain()
 
 
 @every_direction
@@ -84,6 +203,7 @@ EDGES = [
     depthwise(3, 6, (13, 2), padding="full"),
     depthwise(8, 7, 7, batch=1, padding=3),
     depthwise(2, 5, 31, padding=15),
+    depthwise(8, 30, 3, batch=1, padding=12),  # outputs of more columns than the map
 ]
 
 
@@ -150,14 +270,18 @@ def test_the_gradients_are_adjoint(stride, size, isa, dtype):
     assert abs(np.vdot(dw.astype(float), data.weight) - product) < bound
 
 
+@pytest.mark.parametrize("channels", [3, 16])
 @pytest.mark.parametrize("width", [6, 20])
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
-def test_special_values_in_the_weight_gradient(width, value, isa, dtype):
-    """A pixel that is not finite reaches the taps that meet it, and no other."""
-    data = operands(depthwise(3, (9, width), 3, batch=1, padding=1), dtype)
+def test_special_values_in_the_weight_gradient(width, value, channels, isa, dtype):
+    """A pixel that is not finite reaches the taps that meet it, and no other, whichever axis is last."""
+    data = operands(depthwise(channels, (9, width), 3, batch=1, padding=1), dtype)
     data.input[0, 1, 4, width - 1] = value
     with np.errstate(invalid="ignore"):
         want = oracle("weight_grad", data)
+    x, g, options = last(data.input), last(data.grad_output), data.case.options
+    got = fastconv.conv2d_weight_grad(x, data.weight.shape, g, layout="NHWC", **options)
+    assert (np.isfinite(got) == np.isfinite(want)).all()
     got = compute("weight_grad", data, "depthwise")
     assert (np.isfinite(got) == np.isfinite(want)).all()
     np.testing.assert_allclose(got, want, rtol=0, atol=2000 * np.finfo(dtype).eps)
@@ -185,6 +309,8 @@ def test_it_is_chosen_where_a_group_has_one_channel(direction):
 
     assert chosen((1, 32, 28, 28), (32, 1, 3, 3), 32) == "depthwise"
     assert chosen((1, 32, 28, 28), (32, 2, 3, 3), 16) == "gemm"
+    many = chosen((1, 1, 28, 28), (64, 1, 5, 5), 1)
+    assert many == ("gemm" if direction == "forward" else "depthwise")
     assert chosen((1, 2, 4, 4), (2, 1, 3, 3), 2) == "direct"
 
 

@@ -6,16 +6,18 @@ with o and t of two axes. A group has one input channel (forward: `rows` is the 
 channel (input gradient: `channels` is). An input gradient has a pass for each phase of the stride; all passes
 read one strip of the gradient, and phases of the width are woven into whole rows as they are stored.
 
-A unit of work is a strip (depthwise_strip.pxd) of one channel, or of a few where maps are narrow: it is
-brought into cache, padded, and multiplied in tiles (depthwise_tile.pxd). Zeros of the padding take part.
+A unit of work is a strip (depthwise_strip.pxd) of one channel, of a few where maps are narrow, or of a whole
+vector of them (depthwise_lanes.pxd): it is brought into cache, padded, and multiplied in tiles
+(depthwise_tile.pxd). Zeros of the padding take part.
 """
 
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
+from fastconv.kernels.depthwise_lanes cimport fill_lanes, spread, weave_lanes
 from fastconv.kernels.depthwise_store cimport copy_out, weave_vectors
 from fastconv.kernels.depthwise_strip cimport (
-    LINE, MOST_INNER, Strip, Window, aligned, clear, fill_strip, repeat, window_of,
+    LINE, MOST_INNER, MOST_LANES, Strip, Window, aligned, clear, fill_strip, repeat, window_of,
 )
 from fastconv.kernels.depthwise_taps cimport Grid
 from fastconv.kernels.depthwise_tile cimport SHORT, TALL, Tile, most_rows, tile_of_taps
@@ -23,7 +25,7 @@ from fastconv.kernels.depthwise_work cimport Work, list_grids, shape_work, table
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    VL, flush_denormals, real, restore_denormals, stream_fence, vset1, vstore, vzero,
+    VL, flush_denormals, real, restore_denormals, stream_fence, vload, vset1, vstore, vzero,
 )
 
 cdef enum:
@@ -59,6 +61,19 @@ cdef void lay_weights(const Work* w, const real* weight, Py_ssize_t most, real* 
             vstore(to + i * VL, repeat(w.strip.inner, weight + w.weight_from[i], stride, most))
 
 
+cdef void spread_weights(const Work* w, Py_ssize_t lane, real* spare) noexcept nogil:
+    """The weights of VL channels, in the order of the table; a strip has room for them in that of the filters."""
+    cdef const Geometry* g = w.grids[0].g
+    cdef Py_ssize_t group = lane * VL, m, i
+    cdef real* to = w.spread + lane * g.rows * w.weights * VL
+    for m in range(g.rows):
+        spread(w.weight + group * g.weight_group + m * g.weight_row, g.weight_group,
+               smaller(g.groups - group, VL) - 1, g.weight_channel, spare)
+        for i in range(w.weights):
+            vstore(to + i * VL, vload(spare + w.weight_from[i] * VL))
+        to += w.weights * VL
+
+
 cdef Py_ssize_t bound(Py_ssize_t size, Py_ssize_t block, Py_ssize_t number) noexcept nogil:
     """Elements of one block of a size."""
     return larger(smaller(size - number * block, block), 0)
@@ -84,6 +99,13 @@ cdef void weave(const Work* w, const Grid* phases, const real* sums, Py_ssize_t 
     cdef Py_ssize_t total = bound(phases[0].g.out_size[2], w.block_columns, block)
     if phases[0].g.out_axis[2] != w.column_phases or w.column_phases > 2:
         weave_any(w, phases, sums, pitch, rows, block, out, out_pitch, count)
+    elif w.strip.whole and w.column_phases == 2:
+        total += bound(phases[1].g.out_size[2], w.block_columns, block)
+        weave_lanes(2, sums, pitch, rows, total, out, out_pitch, count)
+    elif w.strip.whole and out_pitch * VL == total * VL == pitch:  # rows follow each other
+        weave_lanes(1, sums, pitch, 1, rows * total, out, out_pitch, count)
+    elif w.strip.whole:
+        weave_lanes(1, sums, pitch, rows, total, out, out_pitch, count)
     elif w.column_phases == 1:
         if w.strip.inner == 2:
             weave_vectors(2, 1, sums, pitch, rows, total, out, out_pitch, count)
@@ -106,38 +128,58 @@ cdef void run_tile(bint advances, int rows, int taps, Tile* t) noexcept nogil:
         tile_of_taps(rows, taps, 1, t)
 
 
-cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, Py_ssize_t lanes, real* sums,
+cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, real* sums,
                    Py_ssize_t sums_pitch) noexcept nogil:
-    """A tile of `rows` rows of `lanes` elements, in one call or, with a rest, in two; out may be `sums`."""
+    """A tile of `rows` rows, in one call or, with a rest, in two; out may be `sums`."""
     cdef bint advances = grid.advance == 2
     cdef real* out = t.out
-    cdef Py_ssize_t out_pitch = t.out_pitch
+    cdef Py_ssize_t out_pitch = t.out_pitch, out_step = t.out_step, whole = t.whole
     t.offset = grid.offset
-    t.entries = grid.g.channels * grid.columns.count * grid.chunks
+    t.entries = grid.g.channels * grid.columns.count * grid.runs
     t.start_pitch = t.start_step = 0
-    t.vectors = ceil_div(lanes, VL)
-    t.last = VL
     if grid.rest:
         t.relu = False
         t.out = sums
         t.out_pitch = sums_pitch
+        t.out_step = VL
+        t.whole = t.vectors
         run_tile(advances, <int> rows, grid.taps, t)
         t.offset += t.entries
         t.weight += t.entries * grid.taps * VL
-        t.entries = grid.g.channels * grid.columns.count
+        t.entries = grid.g.channels * grid.columns.count * grid.rests
         t.start = sums
         t.start_pitch = sums_pitch
         t.start_step = VL
         t.out = out
         t.out_pitch = out_pitch
+        t.out_step = out_step
+        t.whole = whole
     t.relu = grid.g.relu
-    if out != sums:
-        t.last = lanes - (t.vectors - 1) * VL
     run_tile(advances, <int> rows, grid.rest if grid.rest else grid.taps, t)
 
 
-cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const Scratch* at, const real* bias,
-                   const Place* place, real** out, Py_ssize_t count) noexcept nogil:
+cdef void aim(const Work* w, const Grid* phase, const Place* place, bint straight, real* sums, real* out,
+              Py_ssize_t channels, Tile* t) noexcept nogil:
+    """Where a tile of one phase leaves its sums: in the output, of which `out` is the tile's corner, or in `sums`."""
+    cdef Py_ssize_t lanes = bound(phase.g.out_size[2], w.block_columns, place.block) * w.strip.inner
+    t.vectors = ceil_div(lanes, VL)
+    t.out_step = VL
+    t.whole = t.vectors
+    t.out = sums
+    t.out_pitch = ceil_div(w.block_columns * w.strip.inner, VL) * VL
+    if straight:
+        t.out = out
+        t.out_pitch = phase.skip * phase.g.out_axis[1]
+        t.whole = lanes // VL
+        t.last = lanes % VL
+    if w.pixels:
+        t.out_step = phase.g.out_axis[2]
+        t.whole = t.vectors if channels == VL else 0
+        t.last = channels
+
+
+cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const Scratch* at, const real* weights,
+                   const real* bias, const Place* place, real** out, Py_ssize_t count) noexcept nogil:
     """The rows of a strip that belong to one phase of the height, tile after tile."""
     cdef const Geometry* g = phases[0].g
     cdef const Strip* s = &w.strip
@@ -146,8 +188,8 @@ cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const S
     cdef Py_ssize_t pitch = ceil_div(w.block_columns * s.inner, VL) * VL
     cdef Py_ssize_t corner = g.out_offset + (place.strip * w.strip_rows * g.out_axis[1]
                                              + place.block * w.block_columns * g.out_axis[2])
-    cdef real* to[MOST_INNER]
-    cdef bint straight = s.inner == 1 and w.column_phases == 1 and g.out_axis[2] == 1
+    cdef real* to[MOST_LANES]
+    cdef bint straight = w.pixels or s.inner == 1 and w.column_phases == 1 and g.out_axis[2] == 1
     cdef bint staged = straight and skip == 1 and w.staged
     cdef Tile t
     for residue in range(smaller(skip, rows)):
@@ -164,15 +206,11 @@ cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const S
             for p in range(w.column_phases):
                 t.input = strip + row * g.step[1] * s.pitch
                 t.pitch = phases[p].line * s.pitch
-                t.weight = at.weights + phases[p].weight
+                t.weight = weights + phases[p].weight
                 t.start = bias
-                t.out = to[0] if straight else at.sums + p * TALL * pitch
-                t.out_pitch = skip * g.out_axis[1] if straight else pitch
-                if staged:
-                    t.out = at.stage
-                multiply(phases + p, &t, height,
-                         bound(phases[p].g.out_size[2], w.block_columns, place.block) * s.inner,
-                         at.sums + p * TALL * pitch, pitch)
+                aim(w, phases + p, place, straight, at.sums + p * TALL * pitch,
+                    at.stage if staged else to[0] + phases[p].g.out_offset - g.out_offset, count, &t)
+                multiply(phases + p, &t, height, at.sums + p * TALL * pitch, pitch)
             if staged:
                 copy_out(at.stage, height * g.out_axis[1], g.stream, to[0])
             if not straight:
@@ -181,18 +219,38 @@ cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const S
             row += height * skip
 
 
+cdef bint wraps(Py_ssize_t* digit, Py_ssize_t size) noexcept nogil:
+    """Counts on; back to 0 after the last."""
+    digit[0] += 1
+    if digit[0] < size:
+        return False
+    digit[0] = 0
+    return True
+
+
 cdef void step_on(const Work* w, Place* place) noexcept nogil:
-    """To the next unit: block of columns, strip, channels that share lanes, sample."""
-    place.block += 1
-    if place.block == w.blocks:
-        place.block = 0
-        place.strip += 1
-        if place.strip == w.strips:
-            place.strip = 0
-            place.lane += 1
-            if place.lane == w.lanes:
-                place.lane = 0
-                place.image += 1
+    """To the next unit. Where channels lie last, those of the same pixels follow each other."""
+    if w.pixels:
+        if wraps(&place.lane, w.lanes) and wraps(&place.block, w.blocks) and wraps(&place.strip, w.strips):
+            place.image += 1
+    elif wraps(&place.block, w.blocks) and wraps(&place.strip, w.strips) and wraps(&place.lane, w.lanes):
+        place.image += 1
+
+
+cdef Place place_of(const Work* w, Py_ssize_t unit) noexcept nogil:
+    cdef Place place
+    if w.pixels:
+        place.lane = unit % w.lanes
+        unit //= w.lanes
+    place.block = unit % w.blocks
+    unit //= w.blocks
+    place.strip = unit % w.strips
+    unit //= w.strips
+    if not w.pixels:
+        place.lane = unit % w.lanes
+        unit //= w.lanes
+    place.image = unit
+    return place
 
 
 cdef Window window_at(const Work* w, const Place* place) noexcept nogil:
@@ -209,10 +267,22 @@ cdef void fill_unit(const Work* w, const Place* place, Window* window, real* str
     cdef Py_ssize_t group = place.lane * s.inner, c, k
     if not (s.same_rows and s.same_columns):
         window[0] = window_at(w, place)
+    if s.whole:
+        fill_lanes(s, window, image + group * g.in_group, g.in_group, smaller(g.groups - group, VL) - 1, strip)
+        return
     for c in range(w.channels):
         for k in range(s.inner):  # lanes beyond the last channel compute it again
             planes[k] = image + smaller(group + k, g.groups - 1) * g.in_group + c * g.in_channel
         fill_strip(s, window, planes, strip + c * s.rows * s.pitch)
+
+
+cdef void lay_bias(const Strip* s, const real* bias, Py_ssize_t stride, Py_ssize_t most, real* to) noexcept nogil:
+    cdef Py_ssize_t k
+    if s.whole:
+        for k in range(VL):
+            to[k] = bias[smaller(k, most) * stride]
+    else:
+        vstore(to, repeat(s.inner, bias, stride, most))
 
 
 cdef void compute_unit(const Work* w, const Place* place, const real* strip,
@@ -221,17 +291,21 @@ cdef void compute_unit(const Work* w, const Place* place, const real* strip,
     cdef const Strip* s = &w.strip
     cdef Py_ssize_t group = place.lane * s.inner
     cdef Py_ssize_t most = smaller(g.groups - group, s.inner) - 1, k, m, i
-    cdef real* out[MOST_INNER]
+    cdef const real* weights = at.weights
+    cdef real* out[MOST_LANES]
     cdef real[VL] bias
     for m in range(g.rows):
-        lay_weights(w, w.weight + group * g.weight_group + m * g.weight_row, most, at.weights)
+        if s.whole:
+            weights = w.spread + (place.lane * g.rows + m) * w.weights * VL
+        else:
+            lay_weights(w, w.weight + group * g.weight_group + m * g.weight_row, most, at.weights)
         vstore(bias, vzero())
         if w.bias != NULL:
-            vstore(bias, repeat(s.inner, w.bias + group * g.rows + m, g.rows, most))
+            lay_bias(s, w.bias + group * g.rows + m, g.rows, most, bias)
         for k in range(most + 1):
             out[k] = w.out + place.image * g.out_image + (group + k) * g.out_group + m * g.out_row
         for i in range(w.row_phases):
-            run_rows(w, w.grids + i * w.column_phases, strip, at, bias, place, out, most + 1)
+            run_rows(w, w.grids + i * w.column_phases, strip, at, weights, bias, place, out, most + 1)
 
 
 cdef Scratch carve(const Work* w, char* memory) noexcept nogil:
@@ -242,9 +316,12 @@ cdef Scratch carve(const Work* w, char* memory) noexcept nogil:
     # Half a line apart, modulo a line: a load that lies 4096 bytes from a store under way waits for it.
     at.strip_size = w.channels * w.strip.rows * w.strip.pitch + w.strip.pitch // 2
     at.strip_size = (at.strip_size // LINE + 2) * LINE
+    if w.strip.whole:  # its loads are those of whole stores: nothing has to wait
+        at.strip_size //= 2
     size = 2 * at.strip_size * item
     at.weights = <real*> (memory + size)
-    size += aligned(w.weights * VL * item)
+    if not w.strip.whole:
+        size += aligned(w.weights * VL * item)
     at.sums = <real*> (memory + size)
     size += aligned(w.column_phases * TALL * ceil_div(w.block_columns * w.strip.inner, VL) * VL * item)
     at.stage = <real*> (memory + size)
@@ -258,24 +335,23 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
     """One strip is filled while the one before it is computed: a store must have left for the cache before
     a load that lies across two of them can be served."""
     cdef Scratch at = carve(w, memory)
-    cdef Place place, following
+    cdef Place place = place_of(w, first), following
     cdef Window window
     cdef Py_ssize_t unit
     cdef real* filled = at.strip
-    cdef real* free = at.strip + at.strip_size
-    place.block = first % w.blocks
-    place.strip = first // w.blocks % w.strips
-    place.lane = first // (w.blocks * w.strips) % w.lanes
-    place.image = first // (w.blocks * w.strips * w.lanes)
+    cdef real* free = at.strip if w.strip.whole else at.strip + at.strip_size
     clear(at.strip, 2 * at.strip_size)
     window = window_at(w, &place)
     fill_unit(w, &place, &window, filled)
     following = place
     for unit in range(first, last):
         step_on(w, &following)
+        if w.strip.whole:
+            compute_unit(w, &place, filled, &at)
         if unit + 1 < last:
             fill_unit(w, &following, &window, free)
-        compute_unit(w, &place, filled, &at)
+        if not w.strip.whole:
+            compute_unit(w, &place, filled, &at)
         filled, free = free, filled
         place = following
     stream_fence()
@@ -287,13 +363,18 @@ cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
     cdef Py_ssize_t size = carve(w, memory).size
     cdef Py_ssize_t parts = smaller(threads * PARTS, units)
     cdef unsigned int mode = 0
+    cdef Py_ssize_t lanes = w.lanes if w.strip.whole else 0, lane
     if threads == 1 or units == 1:
         mode = flush_denormals()
+        for lane in range(lanes):
+            spread_weights(w, lane, carve(w, memory).strip)
         run_units(w, 0, units, memory)
         restore_denormals(mode)
         return
     with parallel(num_threads=threads):
         mode = flush_denormals()
+        for lane in prange(lanes, schedule="static"):
+            spread_weights(w, lane, carve(w, memory + threadid() * size).strip)
         for part in prange(parts, schedule="dynamic"):
             run_units(w, part * units // parts, (part + 1) * units // parts, memory + threadid() * size)
         restore_denormals(mode)
@@ -333,4 +414,6 @@ def conv(cnp.ndarray geometries, cnp.ndarray taps, Py_ssize_t row_phases, Py_ssi
         w.grids = <Grid*> memory
         w.weight_from = <Py_ssize_t*> (w.grids + row_phases * column_phases)
         list_grids(&w, g, tap)
-        run_all(&w, memory + tables_size(&w, g, tap), threads)
+        memory += tables_size(&w, g, tap)
+        w.spread = <real*> (memory - aligned(w.spread_size * <Py_ssize_t> sizeof(real)))
+        run_all(&w, memory, threads)

@@ -14,15 +14,19 @@ problem alone, and splits are added in order: the bits do not depend on the numb
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
+from fastconv.kernels.depthwise_lanes cimport fill_lanes, takes_whole, widest_block
 from fastconv.kernels.depthwise_strip cimport (
-    LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, rows_of_strip, shape_lines,
+    LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, met_by, rows_of_strip, shape_lines,
     share, window_of,
 )
 from fastconv.kernels.depthwise_sums cimport TALL, Sums, columns_at_once, sums_of_advance
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
-from fastconv.kernels.simd cimport VL, flush_denormals, real, restore_denormals, vec, vload, vstore, vsums
+from fastconv.kernels.simd cimport (
+    VL, flush_denormals, real, restore_denormals, vec, vfma, vload, vstore, vstore_first, vsum, vsums,
+    vtranspose, vzero,
+)
 
 cdef enum:
     WIDEST = 512  # outputs of a line
@@ -71,28 +75,42 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     cdef Py_ssize_t reach, width, units
     cdef Grid grid = grid_of(g, taps)
     w.grid = grid
-    w.image.inner = w.grad.inner = share(g.out_size[2], g.groups)
+    w.image.whole = w.grad.whole = g.in_axis[2] != 1 or takes_whole(g, 0)
+    w.image.inner = w.grad.inner = VL if w.image.whole else share(g.out_size[2], g.groups, 1)
     w.image.step = g.step[2]
-    w.grad.step = 1
+    w.image.row_step = g.step[1]
+    w.image.met_rows = met_by(&grid.rows, g.step[1])
+    w.image.met_columns = met_by(&grid.columns, g.step[2])
+    w.grad.step = w.grad.row_step = 1
     w.image.in_rows = g.in_size[1]
     w.image.in_columns = g.in_size[2]
     w.image.in_pitch = g.in_axis[1]
     w.grad.in_rows = g.out_size[1]
     w.grad.in_columns = g.out_size[2]
     w.grad.in_pitch = g.out_axis[1]
+    w.image.in_column = g.in_axis[2]
+    w.grad.in_column = g.out_axis[2]
+    w.grad.met_rows = w.grad.met_columns = 1
     w.image.ahead = w.image.inner * g.in_group
     w.grad.ahead = w.grad.inner * g.out_group
     w.lanes = ceil_div(g.groups, w.image.inner)
-    w.blocks = ceil_div(g.out_size[2], WIDEST)
+    reach = (grid.rows.count - 1) * grid.rows.gap
+    width = WIDEST
+    if w.image.whole:  # of three lines, one is for the gradient
+        width = widest_block(3 * ((TALL * grid.skip - 1) * g.step[1] + reach + 1) // 2, g.step[2],
+                             (grid.columns.count - 1) * grid.columns.gap)
+    w.blocks = ceil_div(g.out_size[2], width)
     w.block_columns = g.out_size[2]
     if w.blocks > 1:
-        w.block_columns = ceil_div(ceil_div(g.out_size[2], w.blocks), VL) * VL
+        w.block_columns = ceil_div(g.out_size[2], w.blocks)
+        if not w.image.whole:
+            w.block_columns = ceil_div(w.block_columns, VL) * VL
         w.blocks = ceil_div(g.out_size[2], w.block_columns)
     shape_lines(&w.image, w.block_columns, (grid.columns.count - 1) * grid.columns.gap, -grid.columns.first)
     shape_lines(&w.grad, w.block_columns, 0, 0)
-    reach = (grid.rows.count - 1) * grid.rows.gap
     width = TALL * grid.skip
-    w.strip_rows = ceil_div(rows_of_strip(w.image.pitch, reach, g.step[1], width, g.out_size[1]), width) * width
+    w.strip_rows = rows_of_strip(w.image.pitch, reach, g.step[1], width, g.out_size[1], w.image.whole)
+    w.strip_rows = ceil_div(w.strip_rows, width) * width
     w.strips = ceil_div(g.out_size[1], w.strip_rows)
     w.grad.rows = w.strip_rows
     w.image.rows = (w.strip_rows - 1) * g.step[1] + reach + 1
@@ -109,7 +127,9 @@ cdef Scratch carve(const Work* w, char* memory, Py_ssize_t number) noexcept nogi
     cdef Scratch at
     cdef Py_ssize_t item = sizeof(real), size
     at.elements = ceil_div(w.image.rows * w.image.pitch + w.grad.rows * w.grad.pitch + VL, LINE) * LINE
-    at.image = <real*> memory + number * at.elements
+    at.image = <real*> memory
+    if not w.image.whole:  # whose loads are those of whole stores: one strip, filled and weighed in turn
+        at.image += number * at.elements
     at.grad = at.image + w.image.rows * w.image.pitch
     size = 2 * at.elements * item
     at.totals = <real*> (memory + size)
@@ -119,7 +139,7 @@ cdef Scratch carve(const Work* w, char* memory, Py_ssize_t number) noexcept nogi
 
 cdef void weigh_columns(const Work* w, const Scratch* at, Py_ssize_t row, int taps, Py_ssize_t first,
                         int columns) noexcept nogil:
-    """Adds a strip to the totals of a few columns of taps, from row `row` of the taps on."""
+    """Adds a strip to the totals of a few columns of a run of taps that begins at row `row`."""
     cdef const Grid* grid = &w.grid
     cdef Py_ssize_t residue, c, advance = grid.advance
     cdef Sums s
@@ -131,6 +151,7 @@ cdef void weigh_columns(const Work* w, const Scratch* at, Py_ssize_t row, int ta
     s.vectors = ceil_div(w.block_columns * w.grad.inner, VL)
     s.totals = at.totals + (first * grid.rows.count + row) * VL
     s.totals_pitch = grid.rows.count * VL
+    s.totals_gap = grid.tap_gap * VL
     for c in range(columns):
         s.offset[c] = column_at(&w.image, (first + c) * grid.columns.gap)
     for residue in range(grid.skip):
@@ -141,25 +162,24 @@ cdef void weigh_columns(const Work* w, const Scratch* at, Py_ssize_t row, int ta
 
 cdef void weigh_strip(const Work* w, const Scratch* at) noexcept nogil:
     cdef const Grid* grid = &w.grid
-    cdef Py_ssize_t row = 0, column, groups, columns
+    cdef Py_ssize_t run, column, groups, columns
     cdef int taps
-    while row < grid.rows.count:
-        taps = <int> smaller(grid.taps, grid.rows.count - row)
+    for run in range(grid.runs + grid.rests):
+        taps = grid.taps if run < grid.runs else grid.rest
         column = 0
         groups = ceil_div(grid.columns.count, columns_at_once(taps))
         while column < grid.columns.count:
             columns = ceil_div(grid.columns.count - column, groups)
-            weigh_columns(w, at, row, taps, column, <int> columns)
+            weigh_columns(w, at, run * grid.run_gap, taps, column, <int> columns)
             column += columns
             groups -= 1
-        row += taps
 
 
 cdef void fill_piece(const Work* w, const Step* step, const Scratch* at) noexcept nogil:
     """Piece number -> sample, strip, block of columns."""
     cdef const Geometry* g = w.grid.g
-    cdef Py_ssize_t block = 0, strip = 0, n = step.piece, row, column, each, k
-    cdef Window window
+    cdef Py_ssize_t block = 0, strip = 0, n = step.piece, row, column, each, k, most
+    cdef Window window, among
     cdef const real* image[MOST_INNER]
     cdef const real* grad[MOST_INNER]
     if w.blocks * w.strips > 1:
@@ -168,15 +188,22 @@ cdef void fill_piece(const Work* w, const Step* step, const Scratch* at) noexcep
         n = step.piece // (w.blocks * w.strips)
     row = strip * w.strip_rows
     column = block * w.block_columns
+    window = window_of(&w.image, row * g.step[1] + w.grid.rows.first,
+                       column * g.step[2] + w.grid.columns.first)
+    among = window_of(&w.grad, row, column)
+    if w.image.whole:
+        most = smaller(g.groups - step.group, VL) - 1
+        fill_lanes(&w.image, &window, w.input + n * g.in_image + step.group * g.in_group, g.in_group, most,
+                   at.image)
+        fill_lanes(&w.grad, &among, w.grad_output + n * g.out_image + step.group * g.out_group
+                   + step.row * g.out_row, g.out_group, most, at.grad)
+        return
     for k in range(w.image.inner):
         each = smaller(step.group + k, g.groups - 1)
         image[k] = w.input + n * g.in_image + each * g.in_group
         grad[k] = w.grad_output + n * g.out_image + each * g.out_group + step.row * g.out_row
-    window = window_of(&w.image, row * g.step[1] + w.grid.rows.first,
-                       column * g.step[2] + w.grid.columns.first)
     fill_strip(&w.image, &window, image, at.image)
-    window = window_of(&w.grad, row, column)
-    fill_strip(&w.grad, &window, grad, at.grad)
+    fill_strip(&w.grad, &among, grad, at.grad)
 
 
 cdef real weigh_tap(const Work* w, const Tap* tap, const real* image, const real* grad) noexcept nogil:
@@ -191,8 +218,8 @@ cdef real weigh_tap(const Work* w, const Tap* tap, const real* image, const real
                 for v in range(g.out_size[2]):
                     x = v * g.step[2] + tap.offset[2]
                     if 0 <= x < g.in_size[2]:
-                        total += (grad[n * g.out_image + h * g.out_axis[1] + v]
-                                  * image[n * g.in_image + y * g.in_axis[1] + x])
+                        total += (grad[n * g.out_image + h * g.out_axis[1] + v * g.out_axis[2]]
+                                  * image[n * g.in_image + y * g.in_axis[1] + x * g.in_axis[2]])
     return total
 
 
@@ -228,13 +255,34 @@ cdef inline real store_sums(const Work* w, const int inner, Py_ssize_t channels,
     return odd
 
 
+cdef real store_lanes(const Work* w, Py_ssize_t channels, const real* totals, real* out) noexcept nogil:
+    """Totals whose lanes are channels, transposed; 0 if all are finite."""
+    cdef const Geometry* g = w.grid.g
+    cdef Py_ssize_t first = 0, count, t, i, k, rows = w.grid.rows.count, columns = w.grid.columns.count
+    cdef vec[VL] x
+    cdef vec odd = vzero()
+    while first < g.taps:
+        count = smaller(g.taps - first, VL)
+        for i in range(VL):
+            t = smaller(first + i, g.taps - 1)
+            x[i] = vload(totals + (t % columns * rows + t // columns) * VL)
+            odd = vfma(x[i], vzero(), odd)
+        vtranspose(x)
+        for k in range(channels):
+            vstore_first(out + k * g.weight_group + first, count, x[k])
+        first += VL
+    return vsum(odd)
+
+
 cdef void store_totals(const Work* w, Py_ssize_t group, Py_ssize_t m, const Scratch* at,
                        real* out) noexcept nogil:
     cdef const Geometry* g = w.grid.g
     cdef Py_ssize_t channels = smaller(w.image.inner, g.groups - group), k
     cdef real odd
     out += group * g.weight_group + m * g.weight_row
-    if w.image.inner == 1:
+    if w.image.whole:
+        odd = store_lanes(w, channels, at.totals, out)
+    elif w.image.inner == 1:
         odd = store_sums(w, 1, channels, at.totals, out)
     elif w.image.inner == 2:
         odd = store_sums(w, 2, channels, at.totals, out)
@@ -272,9 +320,12 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
         following.piece += 1
         if following.piece == step.last:
             following = step_of(w, step.unit + 1)
+        if w.image.whole:
+            weigh_strip(w, &at)
         if following.unit < last:
             fill_piece(w, &following, &free)
-        weigh_strip(w, &at)
+        if not w.image.whole:
+            weigh_strip(w, &at)
         if following.unit != step.unit:
             store_totals(w, step.group, step.row, &at, w.out + step.split * w.weights)
             clear(at.totals, w.grid.g.taps * VL)

@@ -35,8 +35,9 @@ cdef inline void separate(const int inner, vec x, vec* to) noexcept nogil:
 cdef inline void weave_vectors(const int inner, const int phases, const real* sums, Py_ssize_t pitch,
                                Py_ssize_t rows, Py_ssize_t total, real** out, Py_ssize_t out_pitch,
                                Py_ssize_t count) noexcept nogil:
-    """Rows of `total` outputs of each channel, from one phase or from two that take turns."""
-    cdef Py_ssize_t i, j, k
+    """Rows of `total` outputs of each channel, from one phase or from two that take turns. Lanes beyond those of a
+    channel are written too, and then by the vector that follows."""
+    cdef Py_ssize_t i, j, k, each = phases * (VL // inner)
     cdef vec[MOST_INNER] even, odd
     cdef real* to
     for i in range(rows):
@@ -46,13 +47,13 @@ cdef inline void weave_vectors(const int inner, const int phases, const real* su
                 separate(inner, vload(sums + (TALL + i) * pitch + j * VL), odd)
             for k in range(inner):
                 if k < count:
-                    to = out[k] + i * out_pitch + j * VL * phases
+                    to = out[k] + i * out_pitch + j * each
                     if phases == 1:
-                        store_some(to, total - j * VL, even[k])
+                        store_some(to, total - j * each, even[k])
                     else:
-                        store_some(to, total - 2 * j * VL, vzip_low(even[k], odd[k]))
+                        store_some(to, total - j * each, vzip_low(even[k], odd[k]))
                         if inner == 1:
-                            store_some(to + VL, total - (2 * j + 1) * VL, vzip_high(even[k], odd[k]))
+                            store_some(to + VL, total - j * each - VL, vzip_high(even[k], odd[k]))
 
 
 cdef inline void copy_out(const real* source, Py_ssize_t count, bint stream, real* to) noexcept nogil:

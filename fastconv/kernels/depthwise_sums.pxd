@@ -27,6 +27,7 @@ cdef struct Sums:
     Py_ssize_t vectors
     real* totals
     Py_ssize_t totals_pitch      # from column to column
+    Py_ssize_t totals_gap        # from row to row of the taps
 
 
 cdef inline int columns_at_once(int taps) noexcept nogil:
@@ -79,6 +80,7 @@ cdef inline void sums(const int taps, const int columns, const int advance, cons
     cdef Py_ssize_t[MOST_COLUMNS] offset
     cdef const real* input
     cdef const real* source
+    cdef real* total
     for c in range(columns):
         offset[c] = s.offset[c]
         for r in range(taps):
@@ -95,8 +97,8 @@ cdef inline void sums(const int taps, const int columns, const int advance, cons
             source += VL
     for c in range(columns):
         for r in range(taps):
-            vstore(s.totals + c * s.totals_pitch + r * VL,
-                   vadd(vload(s.totals + c * s.totals_pitch + r * VL), acc[c][r]))
+            total = s.totals + c * s.totals_pitch + r * s.totals_gap
+            vstore(total, vadd(vload(total), acc[c][r]))
 
 
 cdef inline void sums_of_columns(const int taps, int columns, const int advance,

@@ -33,8 +33,10 @@ cdef struct Tile:
     Py_ssize_t start_step        # from vector to vector; 0 for a bias
     real* out
     Py_ssize_t out_pitch
+    Py_ssize_t out_step          # from vector to vector
     Py_ssize_t vectors
-    Py_ssize_t last              # elements stored of the last vector
+    Py_ssize_t whole             # vectors that are stored whole
+    Py_ssize_t last              # elements stored of the others
     bint relu
 
 
@@ -87,7 +89,8 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
     cdef vec[TALL] acc
     cdef vec[MOST_TAPS] weight
     cdef int i, r
-    cdef Py_ssize_t v, e, shift, pitch = t.pitch, entries = t.entries, vectors = t.vectors, last = t.last
+    cdef Py_ssize_t v, e, shift, pitch = t.pitch, entries = t.entries, vectors = t.vectors
+    cdef Py_ssize_t whole = t.whole, last = t.last, out_step = t.out_step
     cdef Py_ssize_t start_pitch = t.start_pitch, start_step = t.start_step, out_pitch = t.out_pitch
     cdef const Py_ssize_t* offset = t.offset
     cdef const real* input = t.input
@@ -120,7 +123,7 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
             for i in range(rows):
                 acc[i] = vrelu(acc[i])
         row_out = out
-        if v + 1 < vectors or last == VL:
+        if v < whole:
             for i in range(rows):
                 vstore(row_out, acc[i])
                 row_out += out_pitch
@@ -129,7 +132,7 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
                 vstore_first(row_out, last, acc[i])
                 row_out += out_pitch
         input += VL
-        out += VL
+        out += out_step
         start += start_step
 
 

@@ -1,8 +1,9 @@
 """How depthwise passes are cut: the strip that serves them all, and the tables that every thread reads."""
 
-from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, rows_of_strip, shape_lines, share
+from fastconv.kernels.depthwise_lanes cimport takes_whole, widest_block
+from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, met_by, rows_of_strip, shape_lines, share
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
-from fastconv.kernels.depthwise_tile cimport TALL
+from fastconv.kernels.depthwise_tile cimport TALL, most_rows
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport VL, real
@@ -20,6 +21,9 @@ cdef struct Work:
     Py_ssize_t channels
     Py_ssize_t weights           # taps of all grids, times channels
     Py_ssize_t* weight_from
+    bint pixels                  # channels lie last, in the input and in the output
+    real* spread                 # weights of whole vectors of channels: [lane][row of the group][weights]
+    Py_ssize_t spread_size
     Strip strip
     Py_ssize_t first_row         # of the input, for the first row of outputs
     Py_ssize_t first_column
@@ -37,13 +41,14 @@ cdef struct Work:
 
 cdef inline Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
     """Columns of taps that the two calls of a tile walk through."""
-    return grid.g.channels * grid.columns.count * (grid.chunks + (grid.rest > 0))
+    return grid.g.channels * grid.columns.count * (grid.runs + grid.rests)
 
 
 cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
     """Finds the strip that serves every pass, and cuts the output into strips and blocks."""
     cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, skip = 1
-    cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2]
+    cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2], widest = WIDEST
+    cdef Py_ssize_t tile
     cdef Strip* s = &w.strip
     cdef Grid grid
     w.weights = 0
@@ -62,21 +67,36 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
         w.weights += g[i].taps * g[i].channels
         taps += g[i].taps
     w.channels = g[0].channels
-    s.inner = share(columns, g[0].groups)
+    tile = TALL * skip
+    w.pixels = g[0].in_axis[2] != 1
+    s.whole = w.pixels or takes_whole(g, w.weights * g[0].groups)
+    s.inner = VL if s.whole else share(columns, g[0].groups, w.weights)
     s.step = g[0].step[2]
+    s.row_step = g[0].step[1]
+    s.met_rows = met_by(&grid.rows, s.row_step)  # of several passes the steps are 1
+    s.met_columns = met_by(&grid.columns, s.step)
     s.in_rows = g[0].in_size[1]
     s.in_columns = g[0].in_size[2]
     s.in_pitch = g[0].in_axis[1]
-    s.ahead = smaller(s.inner * g[0].in_group, AHEAD)
+    s.in_column = g[0].in_axis[2]
+    s.ahead = s.inner * g[0].in_group if s.whole else smaller(s.inner * g[0].in_group, AHEAD)
     w.lanes = ceil_div(g[0].groups, s.inner)
-    w.blocks = ceil_div(columns, WIDEST)
-    w.block_columns = ceil_div(ceil_div(columns, w.blocks), VL) * VL if w.blocks > 1 else columns
+    w.spread_size = w.lanes * g[0].rows * w.weights * VL if s.whole else 0
+    if s.whole:
+        tile = most_rows(grid.advance) * skip
+        widest = widest_block((tile - 1) * g[0].step[1] + last_row - w.first_row + 1, s.step,
+                              last_column - w.first_column)
+    w.blocks = ceil_div(columns, widest)
+    w.block_columns = ceil_div(columns, w.blocks)
+    if w.blocks > 1 and not s.whole:
+        w.block_columns = ceil_div(w.block_columns, VL) * VL
     w.blocks = ceil_div(columns, w.block_columns)
     shape_lines(s, w.block_columns, last_column - w.first_column, -w.first_column)
-    w.strip_rows = rows_of_strip(s.pitch * w.channels, last_row - w.first_row, g[0].step[1], TALL * skip, rows)
+    w.strip_rows = rows_of_strip(s.pitch * w.channels, last_row - w.first_row, g[0].step[1], tile, rows,
+                                 s.whole)
     w.strips = ceil_div(rows, w.strip_rows)
     s.rows = (w.strip_rows - 1) * g[0].step[1] + last_row - w.first_row + 1
-    w.staged = (w.blocks == 1 and g[0].out_axis[1] == columns
+    w.staged = (not s.whole and w.blocks == 1 and g[0].out_axis[1] == columns
                 and g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real) >= STAGE_BYTES)
     s.same_rows = w.strips == 1
     s.same_columns = w.blocks == 1
@@ -84,36 +104,36 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
 
 cdef inline void list_offsets(const Work* w, Grid* grid, Py_ssize_t* offset) noexcept nogil:
     cdef const Strip* s = &w.strip
-    cdef Py_ssize_t c, chunk, t, at
-    cdef Py_ssize_t parts = grid.chunks + (grid.rest > 0)
+    cdef Py_ssize_t c, run, t, at
     grid.offset = offset
-    # The rest comes last for all channels: it is a call of its own.
-    for chunk in range(parts):
+    # The rests come last for all channels: they are a call of their own.
+    for run in range(grid.runs + grid.rests):
         for c in range(w.channels):
+            at = c * grid.runs + run
+            if run >= grid.runs:
+                at = w.channels * grid.runs + c * grid.rests + run - grid.runs
             for t in range(grid.columns.count):
-                at = chunk * w.channels + c
-                if chunk < grid.chunks:
-                    at = c * grid.chunks + chunk
                 offset[at * grid.columns.count + t] = (
-                    (c * s.rows + grid.rows.first - w.first_row + chunk * grid.taps * grid.rows.gap) * s.pitch
+                    (c * s.rows + grid.rows.first - w.first_row + run * grid.run_gap * grid.rows.gap) * s.pitch
                     + column_at(s, grid.columns.first - w.first_column + t * grid.columns.gap))
 
 
 cdef inline void list_weights(const Work* w, const Grid* grid, Py_ssize_t* from_) noexcept nogil:
-    """Where in a filter each weight of the table lies: [chunk or rest][channel][column][row of the chunk]."""
+    """Where in a filter each weight of the table lies: [runs or rests][channel][run][column][row of the run]."""
     cdef const Geometry* g = grid.g
-    cdef Py_ssize_t c, chunk, t, r, row, column, height, at
+    cdef Py_ssize_t c, run, t, r, row, column, height, at
     for c in range(g.channels):
-        for chunk in range(grid.chunks + (grid.rest > 0)):
+        for run in range(grid.runs + grid.rests):
             height = grid.taps
-            at = (c * grid.chunks + chunk) * grid.columns.count * grid.taps
-            if chunk == grid.chunks:
+            at = (c * grid.runs + run) * grid.columns.count * grid.taps
+            if run >= grid.runs:
                 height = grid.rest
-                at = (g.channels * grid.chunks * grid.taps + c * grid.rest) * grid.columns.count
+                at = (g.channels * grid.runs * grid.taps
+                      + (c * grid.rests + run - grid.runs) * grid.rest) * grid.columns.count
             for t in range(grid.columns.count):
                 column = grid.columns.count - 1 - t if grid.columns.flipped else t
                 for r in range(height):
-                    row = chunk * grid.taps + r
+                    row = run * grid.run_gap + r * grid.tap_gap
                     if grid.rows.flipped:
                         row = grid.rows.count - 1 - row
                     from_[at] = c * g.weight_channel + grid.table[row * grid.columns.count + column].weight
@@ -135,11 +155,12 @@ cdef inline void list_grids(Work* w, const Geometry* g, const Tap* taps) noexcep
 
 
 cdef inline Py_ssize_t tables_size(const Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
-    """Bytes of the grids, the places of their weights and their offsets."""
+    """Bytes of the grids, the places of their weights, their offsets, and weights of whole vectors."""
     cdef Py_ssize_t size = w.row_phases * w.column_phases * <Py_ssize_t> sizeof(Grid), i, count = w.weights
     cdef Grid grid
     for i in range(w.row_phases * w.column_phases):
         grid = grid_of(g + i, taps)
         count += entries_of(&grid)
         taps += g[i].taps
-    return aligned(size + count * <Py_ssize_t> sizeof(Py_ssize_t))
+    return aligned(size + count * <Py_ssize_t> sizeof(Py_ssize_t)) + aligned(
+        w.spread_size * <Py_ssize_t> sizeof(real))

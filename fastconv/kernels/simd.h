@@ -206,6 +206,22 @@ static inline vec vodd(vec a, vec b) {
     return FC_SHUFFLE(a, b, FC_ODD);
 }
 
+/* Elements p, p + 3, p + 6, ... of a followed by b and c, for p = 0, 1, 2: lanes that c holds are chosen last. */
+#define FC_OF_TWO(p, j) (3 * (j) + (p) < 2 * VL ? 3 * (j) + (p) : 0)
+#define FC_OF_THIRD(p, j) (3 * (j) + (p) < 2 * VL ? (j) : 3 * (j) + (p) - VL)
+#define FC_THIRD(p, a, b, c) FC_SHUFFLE(FC_SHUFFLE(a, b, FC_OF_TWO_##p), c, FC_OF_THIRD_##p)
+#define FC_OF_TWO_0(j) FC_OF_TWO(0, j)
+#define FC_OF_TWO_1(j) FC_OF_TWO(1, j)
+#define FC_OF_TWO_2(j) FC_OF_TWO(2, j)
+#define FC_OF_THIRD_0(j) FC_OF_THIRD(0, j)
+#define FC_OF_THIRD_1(j) FC_OF_THIRD(1, j)
+#define FC_OF_THIRD_2(j) FC_OF_THIRD(2, j)
+static inline void vthirds(vec a, vec b, vec c, vec *thirds) {
+    thirds[0] = FC_THIRD(0, a, b, c);
+    thirds[1] = FC_THIRD(1, a, b, c);
+    thirds[2] = FC_THIRD(2, a, b, c);
+}
+
 /* Elements n .. n + VL - 1 of a followed by b, given vshift_by(n), 0 <= n < VL. Where SHIFTS is set this
  * is one instruction: two aligned loads and a shift then beat a load that crosses a cache line. */
 #if defined(__AVX512F__) || defined(FC_WIDE)

@@ -31,6 +31,7 @@ cdef extern from "simd.h" nogil:
     vec vrelu(vec x) noexcept
     vec veven(vec a, vec b) noexcept
     vec vodd(vec a, vec b) noexcept
+    void vthirds(vec a, vec b, vec c, vec* thirds) noexcept
     real vsum(vec v) noexcept
     const real* as_one(const real* p) noexcept
     void prefetch_near(const real* p) noexcept
