@@ -53,6 +53,7 @@ ELEMENTS_PER_THREAD = 8_192
 GATHER_TAPS = 9
 GATHER_WIDTH = 32  # elements of a row of the input
 
+_VECTOR = 16  # elements of the longest vector: divisors are read in whole ones
 _KNOWN_CALLS = 4096  # calls kept for the fast path
 
 
@@ -99,6 +100,14 @@ def _divisors(p: PoolProblem, count_include_pad: bool, override: int | None) -> 
         factors[-1] *= override
     factors[-1] = np.repeat(factors[-1], p.channels if p.channels_last else 1)
     return [np.ones(1)] * (3 - p.axes) + factors
+
+
+def _finish(factors: list[Array]) -> int:
+    """How sums become averages, as a FinishKind: exactly by a factor, by one divisor, or by many."""
+    if any(np.ptp(factor) for factor in factors if factor.size):
+        return 3
+    mantissa, _ = np.frexp(prod(float(factor[0]) for factor in factors if factor.size))
+    return 1 if abs(mantissa) == 0.5 else 2
 
 
 class _Call:
@@ -170,7 +179,7 @@ class _MaxCall(_Call):
             return
         threads = self.threads()
         workspace = self.workspace(threads, "values")
-        self.kernels.pool_max.forward(self.geometry, _NO_TAPS, x, out, None, 0, workspace, threads)
+        self.kernels.pool_max.forward(self.geometry, x, out, workspace, threads)
 
     def indexed(self, x: Array, out: Array | None, indices: Array) -> None:
         if self.empty:
@@ -178,7 +187,7 @@ class _MaxCall(_Call):
         threads = self.threads()
         workspace = self.workspace(threads, "indices")
         kind = INDEX_KINDS[indices.dtype]
-        self.kernels.pool_max.forward(
+        self.kernels.pool_max.forward_indexed(
             self.geometry, self.window_taps(), x, out, indices, kind, workspace, threads
         )
 
@@ -201,7 +210,7 @@ class _MaxCall(_Call):
 
 
 class _AverageCall(_Call):
-    __slots__ = ("divisors",)
+    __slots__ = ("divisors", "finish")
 
     def __init__(
         self,
@@ -211,7 +220,9 @@ class _AverageCall(_Call):
         override: int | None,
     ) -> None:
         super().__init__(problem, dtype)
-        self.divisors = np.concatenate(_divisors(problem, count_include_pad, override)).astype(dtype)
+        factors = _divisors(problem, count_include_pad, override)
+        self.divisors = np.concatenate([*factors, np.ones(_VECTOR)]).astype(dtype)
+        self.finish = _finish(factors)
         kernel = self.kernels.pool_average
         self.sizes = {
             "forward": kernel.thread_bytes(self.geometry, False),
@@ -224,7 +235,9 @@ class _AverageCall(_Call):
             return
         threads = self.threads()
         workspace = self.workspace(threads, "forward")
-        self.kernels.pool_average.forward(self.geometry, self.divisors, x, out, workspace, threads)
+        self.kernels.pool_average.forward(
+            self.geometry, self.divisors, self.finish, x, out, workspace, threads
+        )
 
     def backward(self, grad_output: Array, out: Array) -> None:
         if self.empty:
@@ -235,7 +248,6 @@ class _AverageCall(_Call):
         self.kernels.pool_average.backward(self.geometry, self.divisors, grad_output, out, workspace, threads)
 
 
-_NO_TAPS = np.zeros(1, TAP)
 _seen: dict[tuple[Any, ...], Any] = {}  # by exact arguments
 _bound: dict[tuple[Any, ...], Any] = {}  # by problem, dtype and what else a call is made of
 engine.forget_on_change(_seen.clear)

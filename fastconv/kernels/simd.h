@@ -319,6 +319,26 @@ static inline vec vmax(vec a, vec b) {
 }
 #endif
 
+/* a / b, given the rounded 1 / b of a finite, normal b. With a fused product the error of a * (1 / b) is exact, and
+ * one step takes it away (Markstein): 5 instructions where a division of 16 lanes takes 16 cycles. An infinite
+ * a has no error. A quotient at the edge of the denormals may be one unit off. */
+static inline vec vquotient(vec a, vec b, vec reciprocal) {
+#if defined(__FMA__) || defined(__aarch64__)
+    vec quotient = a * reciprocal, error = vfma(-quotient, b, a);
+    vec better = vfma(error, reciprocal, quotient);
+#if defined(__AVX512F__)
+    vmask finite = FC_BY_WIDTH(_mm512_cmp_ps_mask((__m512)error, (__m512)error, _CMP_ORD_Q),
+                               _mm512_cmp_pd_mask((__m512d)error, (__m512d)error, _CMP_ORD_Q));
+    return vselect(finite, better, quotient);
+#else
+    return vselect((vmask)(error == error), better, quotient);
+#endif
+#else
+    (void)reciprocal;
+    return a / b;
+#endif
+}
+
 /* Lanes of a and b in turn: the first 2 VL of a[0], b[0], a[1], b[1], ... are low, then high. */
 static inline vec vzip_low(vec a, vec b) {
 #define FC_ZIP_LOW(j) ((j) / 2 + ((j) & 1) * VL)

@@ -61,6 +61,7 @@ cdef extern from "simd.h" nogil:
     vec vadd_where(vmask m, vec total, vec x) noexcept
     vec vmax(vec a, vec b) noexcept
     vec vdiv(vec a, vec b) noexcept
+    vec vquotient(vec a, vec b, vec reciprocal) noexcept
     vec vzip_low(vec a, vec b) noexcept
     vec vzip_high(vec a, vec b) noexcept
 
