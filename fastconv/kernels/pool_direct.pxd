@@ -172,32 +172,52 @@ cdef inline void pixel_band(bint maximum, const Values* v, const real** rows, co
             f.columns += g.inner
 
 
-cdef inline vec plane_vector(bint maximum, const real* plane, Py_ssize_t size, real padding) noexcept nogil:
-    """A plane, reduced to the lanes of one vector."""
-    cdef vec result = vset1(padding)
-    cdef real[VL] rest
-    cdef Py_ssize_t i = 0
-    while i + VL <= size:
-        result = combine(maximum, result, vload(plane + i))
-        i += VL
-    if i == size:
-        return result
+cdef inline vec last_part(bint maximum, const real* plane, Py_ssize_t size, real padding) noexcept nogil:
+    """The last size % VL elements of a plane, and what changes nothing; maxima may meet others twice."""
+    cdef real[VL] part
+    cdef Py_ssize_t left = size % VL
     if not maximum:
-        return combine(maximum, result, vload_first(plane + i, size - i))
+        return vload_first(plane + size - left, left)
     if size > VL:
-        return combine(maximum, result, vload(plane + size - VL))
-    vstore(rest, result)
-    vstore_first(rest, size, vload_first(plane, size))
-    return vload(rest)
+        return vload(plane + size - VL)
+    vstore(part, vset1(padding))
+    vstore_first(part, left, vload_first(plane, left))
+    return vload(part)
+
+
+cdef inline void reduce_side_by_side(bint maximum, const real* plane, Py_ssize_t count, Py_ssize_t size,
+                                     real padding, vec* to) noexcept nogil:
+    """Up to 4 planes, each reduced to the lanes of one vector."""
+    cdef vec[4] sums
+    cdef Py_ssize_t i = 0, p
+    for p in range(count):
+        sums[p] = vset1(padding)
+    while i + VL <= size:
+        for p in range(count):
+            sums[p] = combine(maximum, sums[p], vload(plane + p * size + i))
+        i += VL
+    if i < size:
+        for p in range(count):
+            sums[p] = combine(maximum, sums[p], last_part(maximum, plane + p * size, size, padding))
+    for p in range(count):
+        to[p] = sums[p]
 
 
 cdef inline void reduce_planes(bint maximum, const Values* v, Py_ssize_t first) noexcept nogil:
     """Planes first .. first + VL - 1, as far as there are so many."""
     cdef const PoolGeometry* g = v.geometry
-    cdef Py_ssize_t size = input_size(g), count = smaller(g.planes - first, VL), i
+    cdef Py_ssize_t size = input_size(g), count = smaller(g.planes - first, VL), i = 0
+    cdef const real* plane = v.input + first * size
     cdef vec[VL] lanes
-    for i in range(VL):
-        lanes[i] = plane_vector(maximum, v.input + (first + smaller(i, count - 1)) * size, size, v.padding)
+    while i < count:
+        if VL >= 4 and i + 4 <= count:
+            reduce_side_by_side(maximum, plane, 4, size, v.padding, lanes + i)
+            i += 4
+            plane += 4 * size
+        else:
+            reduce_side_by_side(maximum, plane, 1, size, v.padding, lanes + i)
+            i += 1
+            plane += size
     if not maximum:
         vstore_first(v.out + first, count, finished(&v.finish, 0, 0, vsums(lanes, 1)))
         return

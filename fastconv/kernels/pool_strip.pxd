@@ -20,7 +20,7 @@ from fastconv.kernels.simd cimport VL, real, vset1, vstore
 
 cdef enum:
     SPAN_TAPS = 8         # spans of powers of 2 beat single taps from here on
-    STRIP_BYTES = 8192    # of the lines, which stay in the first-level cache
+    STRIP_BYTES = 16384   # of the lines, which stay in the first-level cache
     STACK_BYTES = 524288  # of the spans along the height, at most
 
 
@@ -42,6 +42,18 @@ cdef struct Strip:
     const real** shifted  # the taps of one line
 
 
+cdef inline Py_ssize_t apart(Py_ssize_t size) noexcept nogil:
+    """A size for which what is read and what is written never lie at the same offset in a page."""
+    cdef Py_ssize_t page = 4096 // <Py_ssize_t> sizeof(real)
+    return ceil_div(size, page) * page + page // 2
+
+
+cdef inline bint shares_strips(const PoolGeometry* g, Py_ssize_t planes) noexcept nogil:
+    """Are rows across so many planes fewer blocks of lines than whole planes, one by one?"""
+    cdef Py_ssize_t clipped = g.out_size[1] - larger(whole_to(g) - whole_from(g), 0)
+    return g.out_size[0] == 1 and 2 * g.out_size[1] < planes * (2 + clipped)
+
+
 cdef inline void shape_strip(const PoolGeometry* g, Strip* s) noexcept nogil:
     cdef Py_ssize_t item = sizeof(real), right, room
     right = (g.out_size[2] - 1) * g.stride[2] + reach(g, 2) + 1 - g.before[2] - g.in_size[2]
@@ -49,13 +61,15 @@ cdef inline void shape_strip(const PoolGeometry* g, Strip* s) noexcept nogil:
     s.pitch = in_row(g) + larger(larger(g.before[2], right), 0) * g.inner
     room = STRIP_BYTES // (s.pitch * item)
     s.rows = larger(smaller(room, g.out_size[1]), 1)
-    s.planes = larger(smaller(room // s.rows, g.planes), 1) if g.out_size[0] == 1 else 1
-    s.size = s.planes * s.rows * s.pitch + s.left + 4 * VL
+    s.planes = larger(smaller(room // s.rows, g.planes), 1)
+    if not shares_strips(g, s.planes):
+        s.planes = 1
+    s.size = apart(s.planes * s.rows * s.pitch + s.left + 4 * VL)
     s.levels = levels_of(g.kernel[2]) if g.kernel[2] >= SPAN_TAPS else 0
     s.stack_levels = levels_of(g.kernel[1]) if g.kernel[1] >= SPAN_TAPS and flat(g) else 0
     s.stacked = smaller(larger(s.rows, reach(g, 1) // g.stride[1] + 1), g.out_size[1])
     s.stack_size = smaller((s.stacked - 1) * g.stride[1] + reach(g, 1) + 1, g.in_size[1]) * in_row(g)
-    s.stack_size = (s.planes - 1) * input_size(g) + s.stack_size + 2 * VL
+    s.stack_size = apart((s.planes - 1) * input_size(g) + s.stack_size + 2 * VL)
     if s.stack_levels * s.stack_size * item > STACK_BYTES:
         s.stack_levels = 0
     if s.stack_levels == 0:
