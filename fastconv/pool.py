@@ -54,6 +54,8 @@ GATHER_TAPS = 9
 GATHER_WIDTH = 32  # elements of a row of the input
 
 _VECTOR = 16  # elements of the longest vector: divisors are read in whole ones
+TABLE_ENTRIES = 1 << 16  # of the table that turns flat indices into taps; larger ones cost two divisions each
+
 _KNOWN_CALLS = 4096  # calls kept for the fast path
 
 
@@ -79,6 +81,23 @@ def _geometry(p: PoolProblem) -> Array:
     return geometry
 
 
+def _mirror(p: PoolProblem) -> Array | None:
+    """The problem whose sums are the gradient of an average with stride 1; None where there is no such.
+
+    Element h lies in windows h + before - t, so that their gradients are a window of grad_output with the
+    padding kernel - 1 - before.
+    """
+    geometry = _geometry(p)
+    before = (geometry["kernel"] - 1) * geometry["dilation"] - geometry["before"]
+    overlap = (geometry["out_size"] > 1) & (geometry["kernel"] > 1)
+    if not overlap.any() or (geometry["stride"] > 1).any() or (before < 0).any():
+        return None
+    mirror = geometry.copy()
+    mirror["in_size"], mirror["out_size"] = geometry["out_size"], geometry["in_size"]
+    mirror["before"] = before
+    return mirror
+
+
 def _taps(p: PoolProblem) -> Array:
     """Where each tap of a window lies, from its first: along each axis, and in the plane."""
     taps = np.zeros(p.taps, TAP)
@@ -88,6 +107,16 @@ def _taps(p: PoolProblem) -> Array:
     height, width = _three(p.in_size, 1)[1:]
     taps["position"] = (offsets[:, 0] * height + offsets[:, 1]) * width + offsets[:, 2]
     return taps
+
+
+def _codes_at(positions: Array) -> Array | None:
+    """The tap at each position from a window's first, or -1; None where taps share one, or beyond a limit."""
+    size = int(positions[-1]) + 1
+    if size > TABLE_ENTRIES or len(np.unique(positions)) < len(positions):
+        return None
+    table = np.full(size, -1, np.int32)
+    table[positions] = np.arange(len(positions))
+    return table
 
 
 def _divisors(p: PoolProblem, count_include_pad: bool, override: int | None) -> list[Array]:
@@ -146,7 +175,7 @@ class _Call:
 
 
 class _MaxCall(_Call):
-    __slots__ = ("gather", "index_dtype", "taps")
+    __slots__ = ("codes_at", "gather", "index_dtype", "taps")
 
     def __init__(self, problem: PoolProblem, dtype: np.dtype[Any]) -> None:
         refuse_empty_windows(problem)
@@ -157,6 +186,7 @@ class _MaxCall(_Call):
             np.uint8 if problem.taps <= 1 << 8 else np.uint16 if problem.taps <= 1 << 16 else np.uint32
         )
         self.taps: Array | None = None
+        self.codes_at: Array | None = None
         forward, backward = self.kernels.pool_max, self.kernels.pool_max_grad
         self.sizes = {
             "values": forward.thread_bytes(self.geometry, False),
@@ -172,6 +202,7 @@ class _MaxCall(_Call):
                     f"{self.problem.kernel}"
                 )
             self.taps = _taps(self.problem)
+            self.codes_at = _codes_at(self.taps["position"])
         return self.taps
 
     def values(self, x: Array, out: Array) -> None:
@@ -199,8 +230,8 @@ class _MaxCall(_Call):
         workspace = self.workspace(threads, "backward")
         kind = INDEX_KINDS[indices.dtype]
         bad = self.kernels.pool_max_grad.backward(
-            self.geometry, self.window_taps(), grad_output, indices, kind, trusted, self.gather,
-            out, workspace, threads,
+            self.geometry, self.window_taps(), self.codes_at, grad_output, indices, kind, trusted,
+            self.gather, out, workspace, threads,
         )  # fmt: skip
         if bad:
             raise ValueError(
@@ -210,7 +241,7 @@ class _MaxCall(_Call):
 
 
 class _AverageCall(_Call):
-    __slots__ = ("divisors", "finish")
+    __slots__ = ("divisors", "finish", "mirror")
 
     def __init__(
         self,
@@ -223,11 +254,14 @@ class _AverageCall(_Call):
         factors = _divisors(problem, count_include_pad, override)
         self.divisors = np.concatenate([*factors, np.ones(_VECTOR)]).astype(dtype)
         self.finish = _finish(factors)
+        self.mirror = _mirror(problem) if self.finish < 3 else None
         kernel = self.kernels.pool_average
         self.sizes = {
             "forward": kernel.thread_bytes(self.geometry, False),
             "backward": kernel.thread_bytes(self.geometry, True),
         }
+        if self.mirror is not None:
+            self.sizes["backward"] = kernel.thread_bytes(self.mirror, False)
 
     def forward(self, x: Array, out: Array) -> None:
         if self.empty:
@@ -245,7 +279,11 @@ class _AverageCall(_Call):
             return
         threads = self.threads()
         workspace = self.workspace(threads, "backward")
-        self.kernels.pool_average.backward(self.geometry, self.divisors, grad_output, out, workspace, threads)
+        kernel = self.kernels.pool_average
+        if self.mirror is not None:
+            kernel.forward(self.mirror, self.divisors, self.finish, grad_output, out, workspace, threads)
+            return
+        kernel.backward(self.geometry, self.divisors, self.finish, grad_output, out, workspace, threads)
 
 
 _seen: dict[tuple[Any, ...], Any] = {}  # by exact arguments

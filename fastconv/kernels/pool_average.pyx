@@ -12,12 +12,13 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
 from fastconv.kernels.pool cimport (
-    Band, PoolGeometry, band_of, bands_of, carve, fill, in_row, out_row, window_rows,
+    Band, PoolGeometry, band_of, bands_of, carve, fill, in_row, input_size, out_row, window_rows,
 )
 from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
 )
-from fastconv.kernels.pool_reduce cimport Block, Finish, FinishKind, one_line, reduce_exactly, unfinished
+from fastconv.kernels.pool_reduce cimport QUOTIENTS, Block, Finish, FinishKind, one_line, reduce_exactly, unfinished
+from fastconv.kernels.pool_spread cimport Grads, lies_side_by_side, rows_after, side_by_side, spread_lines
 from fastconv.kernels.pool_values cimport Call, Scratch, layout, prepare, run_unit
 from fastconv.kernels.simd cimport (
     VL, flush_denormals, real, restore_denormals, vdiv, vec, vload, vload_first, vmul, vset1, vstore, vstore_first,
@@ -28,7 +29,11 @@ cdef struct Task:
     const PoolGeometry* geometry
     const real* divisors         # [out depth], [out height], [out width * inner], one after the other
     const real* grad_output
+    const real* end              # of grad_output
     real* grad_input
+    bint spreads
+    Finish finish
+    const Py_ssize_t* cut        # size of what the bands are cut from
     Py_ssize_t bands
 
 
@@ -137,9 +142,26 @@ cdef void backward_band(const Task* task, const Band* band, const Ring* s) noexc
         join_phases(g, &s.joint, row)
 
 
+cdef void spread_band(const Task* task, const Band* band) noexcept nogil:
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t lines = band.last - band.first
+    cdef real* to = task.grad_input + band.plane * input_size(g) + band.first * g.kernel[1] * in_row(g)
+    cdef Grads w
+    w.finish = &task.finish
+    w.lanes = NULL
+    w.bytes = NULL
+    w.values = task.grad_output + (band.plane * g.out_size[1] + band.first) * out_row(g)
+    spread_lines(g, &w, False, lines, to, task.end)
+    if band.last == g.out_size[1]:
+        memset(to + lines * g.kernel[1] * in_row(g), 0, rows_after(g) * in_row(g) * sizeof(real))
+
+
 cdef void gradient_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
     cdef Ring s
-    cdef Band band = band_of(unit, task.geometry.in_size, task.bands)
+    cdef Band band = band_of(unit, task.cut, task.bands)
+    if task.spreads:
+        spread_band(task, &band)
+        return
     layout_ring(task.geometry, memory, &s)
     backward_band(task, &band, &s)
 
@@ -150,10 +172,12 @@ cdef void gradient_all(Task* task, int threads, char* memory) noexcept nogil:
     cdef Py_ssize_t size = layout_ring(g, memory, &s), unit, units
     cdef unsigned int mode = 0
     cdef int thread
-    task.bands = bands_of(g.planes * g.in_size[0], g.in_size[1], threads)
-    units = g.planes * g.in_size[0] * task.bands
-    for thread in range(threads):
-        prepare_ring(g, memory + thread * size)
+    task.cut = &g.out_size[0] if task.spreads else &g.in_size[0]
+    task.bands = bands_of(g.planes * task.cut[0], task.cut[1], threads)
+    units = g.planes * task.cut[0] * task.bands
+    if not task.spreads:
+        for thread in range(threads):
+            prepare_ring(g, memory + thread * size)
     if threads == 1:
         mode = flush_denormals()
         for unit in range(units):
@@ -196,37 +220,50 @@ def thread_bytes(cnp.ndarray geometry, bint is_backward):
     return layout_ring(g, NULL, &ring) if is_backward else layout(g, NULL, &scratch)
 
 
-def forward(cnp.ndarray geometry, cnp.ndarray divisors, int finish, cnp.ndarray input, cnp.ndarray out,
-            cnp.ndarray workspace, int threads):
-    """The average of every window; `finish` is a FinishKind."""
-    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
-    cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
-    cdef Call call
-    cdef Finish* f = &call.values.finish
-    call.values.input = <const real*> cnp.PyArray_DATA(input)
-    call.values.end = call.values.input + cnp.PyArray_SIZE(input)
-    call.values.out = <real*> cnp.PyArray_DATA(out)
-    call.values.padding = 0
-    f.kind = <FinishKind> finish
+cdef Finish finish_by(const PoolGeometry* g, cnp.ndarray divisors, int kind):
+    cdef Finish f
+    f.kind = <FinishKind> kind
     f.depths = <const real*> cnp.PyArray_DATA(divisors)
     f.rows = f.depths + g.out_size[0]
     f.columns = f.rows + g.out_size[1]
     f.divisor = f.depths[0] * f.rows[0] * f.columns[0]
     f.reciprocal = 1 / f.divisor
     f.row_step = 1
+    return f
+
+
+def forward(cnp.ndarray geometry, cnp.ndarray divisors, int finish, cnp.ndarray input, cnp.ndarray out,
+            cnp.ndarray workspace, int threads):
+    """The average of every window; `finish` is a FinishKind."""
+    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
+    cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
+    cdef Call call
+    call.values.input = <const real*> cnp.PyArray_DATA(input)
+    call.values.end = call.values.input + cnp.PyArray_SIZE(input)
+    call.values.out = <real*> cnp.PyArray_DATA(out)
+    call.values.padding = 0
+    call.values.finish = finish_by(g, divisors, finish)
     memory += -<Py_ssize_t> memory & 63
     with nogil:
         value_all(&call, g, threads, memory)
 
 
-def backward(cnp.ndarray geometry, cnp.ndarray divisors, cnp.ndarray grad_output, cnp.ndarray grad_input,
-             cnp.ndarray workspace, int threads):
+def backward(cnp.ndarray geometry, cnp.ndarray divisors, int finish, cnp.ndarray grad_output,
+             cnp.ndarray grad_input, cnp.ndarray workspace, int threads):
     """Writes every element of `grad_input`."""
+    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
+    cdef PoolGeometry flat
     cdef Task task
-    task.geometry = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
+    task.geometry = g
     task.divisors = <const real*> cnp.PyArray_DATA(divisors)
+    task.finish = finish_by(g, divisors, finish)
+    task.spreads = finish != QUOTIENTS and lies_side_by_side(g)
+    if task.spreads:
+        flat = side_by_side(g)
+        task.geometry = &flat
     task.grad_output = <const real*> cnp.PyArray_DATA(grad_output)
+    task.end = task.grad_output + cnp.PyArray_SIZE(grad_output)
     task.grad_input = <real*> cnp.PyArray_DATA(grad_input)
     memory += -<Py_ssize_t> memory & 63
     with nogil:

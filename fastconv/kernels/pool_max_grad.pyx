@@ -10,31 +10,39 @@ rows that it writes, and every element is summed in the order of the outputs.
 
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
+from libc.stdint cimport int32_t, uint8_t
 from libc.string cimport memcpy, memset
 
+from fastconv.kernels.gemm_pack cimport smaller
 from fastconv.kernels.pool cimport (
-    Band, PoolGeometry, band_of, bands_of, carve, in_row, out_row, window_rows,
+    Band, PoolGeometry, band_of, bands_of, carve, in_row, input_size, out_row, window_rows,
 )
 from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
 )
-from fastconv.kernels.pool_index cimport IndexKind, Tap, load_indices
+from fastconv.kernels.pool_index cimport CODE_8, IndexKind, Indices, Tap, load_indices
+from fastconv.kernels.pool_spread cimport Grads, lies_side_by_side, rows_after, side_by_side, spread_lines
 from fastconv.kernels.simd cimport (
     VL, flush_denormals, iequal, iload, iset1, lane, real, restore_denormals, vadd_where, vec, vload, vstore,
-    vstore_first, vzero,
+    vstore_first, vzero, vzip_high, vzip_low,
 )
+
+
+# The values of fastconv.pool.GRADIENT_WAYS.
+cdef enum Way:
+    SCATTER = 0
+    GATHER = 1
+    SPREAD = 2
 
 
 cdef struct Task:
     const PoolGeometry* geometry
     const real* grad_output
-    const void* indices
-    IndexKind kind
-    bint trusted                 # indices come from the forward kernel, not from outside
-    bint gather
-    const Tap* taps
+    Indices indices
+    Way way
     real* grad_input
     Py_ssize_t outputs           # elements of grad_output
+    const Py_ssize_t* cut        # size of what the bands are cut from
     Py_ssize_t bands
 
 
@@ -58,12 +66,12 @@ cdef struct Scratch:
     Py_ssize_t slots
 
 
-cdef Py_ssize_t layout(const PoolGeometry* g, bint gathers, char* memory, Scratch* s) noexcept nogil:
+cdef Py_ssize_t layout(const PoolGeometry* g, Way way, char* memory, Scratch* s) noexcept nogil:
     """Lays the scratch out from `memory` on; returns its size. Scattering needs one row of codes."""
     cdef char* start = memory
     cdef Py_ssize_t item = sizeof(real)
-    if not gathers:
-        s.codes = <lane*> carve(&memory, out_row(g) * item)
+    if way != GATHER:
+        s.codes = <lane*> carve(&memory, (out_row(g) + VL) * item)
         return memory - start
     carve_joint(g, &memory, &s.joint)
     s.slots = s.joint.ring[0] * s.joint.ring[1]
@@ -79,7 +87,7 @@ cdef Py_ssize_t layout(const PoolGeometry* g, bint gathers, char* memory, Scratc
 cdef void prepare(const PoolGeometry* g, char* memory) noexcept nogil:
     cdef Scratch s
     cdef Py_ssize_t i
-    layout(g, True, memory, &s)
+    layout(g, GATHER, memory, &s)
     prepare_joint(g, &s.joint)
     for i in range(s.slots * s.joint.pitch):
         s.grads[i] = 0
@@ -101,8 +109,7 @@ cdef Py_ssize_t load_row(const Task* task, Py_ssize_t plane, Py_ssize_t depth, P
     else:
         memcpy(copy, task.grad_output + at, out_row(g) * sizeof(real))
         s.sources[slot] = copy
-    return load_indices(g, task.kind, task.trusted, task.indices, task.taps, plane, depth, row,
-                        s.codes + slot * s.joint.pitch + s.joint.left)
+    return load_indices(g, &task.indices, plane, depth, row, s.codes + slot * s.joint.pitch + s.joint.left)
 
 
 cdef Py_ssize_t list_windows(const Task* task, const Band* band, Py_ssize_t height, const Scratch* s,
@@ -176,14 +183,63 @@ cdef void gather(const Term* terms, Py_ssize_t count, real* to, Py_ssize_t width
         gather_count(terms, count, to, width)
 
 
+cdef bint takes_thirds(const PoolGeometry* g) noexcept nogil:
+    """Windows three columns wide with stride 2, the commonest that overlap."""
+    return (g.inner == 1 and g.kernel[2] == 3 and g.stride[2] == 2 and g.dilation[2] == 1 and g.before[2] <= 1
+            and window_rows(g) <= 3)
+
+
+cdef inline void add_row(const Term* row, Py_ssize_t at, Py_ssize_t shift, vec* both, vec* single) noexcept nogil:
+    """One row of windows: column 1 of window `at` in `single`, columns 2 and 0 of neighbours in `both`."""
+    single[0] = vadd_where(iequal(iload(row.codes + at), iset1(row.code + 1)), single[0], vload(row.grads + at))
+    at += shift - 1
+    both[0] = vadd_where(iequal(iload(row.codes + at), iset1(row.code + 2)), both[0], vload(row.grads + at))
+    both[0] = vadd_where(iequal(iload(row.codes + at + 1), iset1(row.code)), both[0], vload(row.grads + at + 1))
+
+
+cdef inline void gather_thirds(const PoolGeometry* g, const Term* rows, Py_ssize_t count, real* to,
+                               bint exact) noexcept nogil:
+    """A row of the input: pixels 2 * i and 2 * i + 1 from windows i + before - 1, i + before and i."""
+    cdef Py_ssize_t i = 0, r, width = g.in_size[2], shift = g.before[2]
+    cdef vec both, single, low, high
+    cdef Term[2] few
+    for r in range(count if count < 2 else 2):
+        few[r] = rows[r]
+    while 2 * i < width:
+        both = single = vzero()
+        for r in range(count):
+            add_row(few + r, i, shift, &both, &single)
+        low = vzip_low(single, both) if shift else vzip_low(both, single)
+        high = vzip_high(single, both) if shift else vzip_high(both, single)
+        if not exact:
+            vstore(to + 2 * i, low)
+            vstore(to + 2 * i + VL, high)
+        else:
+            vstore_first(to + 2 * i, smaller(width - 2 * i, VL), low)
+            if width - 2 * i > VL:
+                vstore_first(to + 2 * i + VL, smaller(width - 2 * i - VL, VL), high)
+        i += VL
+
+
 cdef Py_ssize_t gather_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
     cdef Py_ssize_t height, rows, phase, count, slot, bad = 0
     cdef real* to = task.grad_input + ((band.plane * g.in_size[0] + band.depth) * g.in_size[1]) * in_row(g)
+    cdef bint thirds = takes_thirds(g)
     for slot in range(s.slots):
         s.held[slot] = -1
     for height in range(band.first, band.last):
         rows = list_windows(task, band, height, s, &bad)
+        if thirds:
+            if height + 1 + 2 * VL // in_row(g) >= band.last:
+                gather_thirds(g, s.rows, rows, to + height * in_row(g), True)
+            elif rows == 2:
+                gather_thirds(g, s.rows, 2, to + height * in_row(g), False)
+            elif rows == 1:
+                gather_thirds(g, s.rows, 1, to + height * in_row(g), False)
+            else:
+                gather_thirds(g, s.rows, rows, to + height * in_row(g), False)
+            continue
         if g.stride[2] == 1:
             count = list_terms(s, rows, 0, g.before[2] * g.inner)
             gather(s.terms, count, to + height * in_row(g), in_row(g))
@@ -196,58 +252,117 @@ cdef Py_ssize_t gather_band(const Task* task, const Band* band, const Scratch* s
 
 
 cdef void scatter_row(const Task* task, const lane* codes, const real* grads, Py_ssize_t position,
-                      Py_ssize_t first, Py_ssize_t last, real* plane) noexcept nogil:
-    """Adds one row of gradients at those of its indices that lie at positions first .. last - 1."""
-    cdef Py_ssize_t inner = task.geometry.inner, step = task.geometry.stride[2], _, i, to
-    cdef const Tap* taps = task.taps
+                      real* plane) noexcept nogil:
+    """Adds one row of gradients at its indices, all of them valid."""
+    cdef Py_ssize_t inner = task.geometry.inner, step = task.geometry.stride[2], pixel, _, i
+    cdef const Tap* taps = task.indices.taps
+    if inner == 1:
+        for pixel in range(task.geometry.out_size[2]):
+            plane[position + taps[codes[pixel]].position] += grads[pixel]
+            position += step
+        return
     for _ in range(task.geometry.out_size[2]):
         for i in range(inner):
-            if codes[i] >= 0:
-                to = position + taps[codes[i]].position
-                if first <= to < last:
-                    plane[to * inner + i] += grads[i]
+            plane[(position + taps[codes[i]].position) * inner + i] += grads[i]
         position += step
         codes += inner
         grads += inner
 
 
+cdef void scatter_part(const Task* task, const lane* codes, const real* grads, Py_ssize_t position,
+                       Py_ssize_t first, Py_ssize_t last, real* plane) noexcept nogil:
+    """The same for those that lie at positions first .. last - 1, whatever the others are."""
+    cdef Py_ssize_t inner = task.geometry.inner, _, i, to
+    for _ in range(task.geometry.out_size[2]):
+        for i in range(inner):
+            if codes[i] >= 0:
+                to = position + task.indices.taps[codes[i]].position
+                if first <= to < last:
+                    plane[to * inner + i] += grads[i]
+        position += task.geometry.stride[2]
+        codes += inner
+        grads += inner
+
+
 cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
-    """Visits the windows that reach into the band."""
+    """Visits the windows that reach into the band; where it is the plane, valid indices cannot miss it."""
     cdef const PoolGeometry* g = task.geometry
-    cdef Py_ssize_t depth, row, first, position, bad = 0
-    cdef real* plane = task.grad_input + band.plane * g.in_size[0] * g.in_size[1] * in_row(g)
+    cdef Py_ssize_t depth, row, first, last, position, wrong, bad = 0
+    cdef real* plane = task.grad_input + band.plane * input_size(g)
     cdef const real* grads
     first = (band.depth * g.in_size[1] + band.first) * g.in_size[2]
-    memset(plane + first * g.inner, 0, (band.last - band.first) * in_row(g) * sizeof(real))
+    last = first + (band.last - band.first) * g.in_size[2]
+    memset(plane + first * g.inner, 0, (last - first) * g.inner * sizeof(real))
     for depth in range(first_window(g, 0, band.depth), last_window(g, 0, band.depth)):
         for row in range(first_window(g, 1, band.first), last_window(g, 1, band.last - 1)):
-            bad += load_indices(g, task.kind, task.trusted, task.indices, task.taps, band.plane, depth, row, s.codes)
+            wrong = load_indices(g, &task.indices, band.plane, depth, row, s.codes)
             position = ((depth * g.stride[0] - g.before[0]) * g.in_size[1]
                         + row * g.stride[1] - g.before[1]) * g.in_size[2] - g.before[2]
             grads = task.grad_output + ((band.plane * g.out_size[0] + depth) * g.out_size[1] + row) * out_row(g)
-            scatter_row(task, s.codes, grads, position, first,
-                        first + (band.last - band.first) * g.in_size[2], plane)
+            if wrong == 0 and (last - first) * g.inner == input_size(g):
+                scatter_row(task, s.codes, grads, position, plane)
+            else:
+                scatter_part(task, s.codes, grads, position, first, last, plane)
+            bad += wrong
     return bad
+
+
+cdef Py_ssize_t spread_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
+    """Codes of 8 bits are read in place, others row by row."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef const real* end = task.grad_output + task.outputs
+    cdef Py_ssize_t row, lines = band.last - band.first, rows = g.kernel[1] * in_row(g), bad = 0
+    cdef Py_ssize_t at = (band.plane * g.out_size[1] + band.first) * out_row(g)
+    cdef real* to = task.grad_input + band.plane * input_size(g) + band.first * rows
+    cdef Grads w
+    w.values = task.grad_output + at
+    w.bytes = <const uint8_t*> task.indices.data + at
+    w.lanes = NULL
+    w.finish = NULL
+    if task.indices.kind == CODE_8:
+        if not task.indices.trusted:
+            bad = too_large(w.bytes, lines * out_row(g), g.kernel[1] * g.kernel[2])
+        spread_lines(g, &w, True, lines, to, end)
+    else:
+        for row in range(lines):
+            bad += load_indices(g, &task.indices, band.plane, 0, band.first + row, s.codes)
+            w.lanes = s.codes
+            w.values = task.grad_output + at + row * out_row(g)
+            spread_lines(g, &w, True, 1, to + row * rows, end)
+    if band.last == g.out_size[1]:
+        memset(to + lines * rows, 0, rows_after(g) * in_row(g) * sizeof(real))
+    return bad
+
+
+cdef inline Py_ssize_t too_large(const uint8_t* codes, Py_ssize_t count, Py_ssize_t limit) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef uint8_t largest = 0
+    for i in range(count):
+        largest = codes[i] if codes[i] > largest else largest
+    return largest >= limit
 
 
 cdef Py_ssize_t run_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
     cdef Scratch s
-    cdef Band band = band_of(unit, task.geometry.in_size, task.bands)
-    layout(task.geometry, task.gather, memory, &s)
-    if task.gather:
+    cdef Band band = band_of(unit, task.cut, task.bands)
+    layout(task.geometry, task.way, memory, &s)
+    if task.way == GATHER:
         return gather_band(task, &band, &s)
+    if task.way == SPREAD:
+        return spread_band(task, &band, &s)
     return scatter_band(task, &band, &s)
 
 
 cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
     cdef Scratch s
-    cdef Py_ssize_t size = layout(g, task.gather, memory, &s), unit, units, bad = 0
+    cdef Py_ssize_t size = layout(g, task.way, memory, &s), unit, units, bad = 0
     cdef unsigned int mode = 0
     cdef int thread
-    task.bands = bands_of(g.planes * g.in_size[0], g.in_size[1], threads)
-    units = g.planes * g.in_size[0] * task.bands
-    if task.gather:
+    task.cut = &g.out_size[0] if task.way == SPREAD else &g.in_size[0]
+    task.bands = bands_of(g.planes * task.cut[0], task.cut[1], threads)
+    units = g.planes * task.cut[0] * task.bands
+    if task.way == GATHER:
         for thread in range(threads):
             prepare(g, memory + thread * size)
     if threads == 1:
@@ -264,26 +379,37 @@ cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
     return bad
 
 
-def thread_bytes(cnp.ndarray geometry, bint by_gather):
+def thread_bytes(cnp.ndarray geometry, bint gathers):
     """Bytes of workspace that `backward` needs for each thread."""
     cdef Scratch s
-    return layout(<const PoolGeometry*> cnp.PyArray_DATA(geometry), by_gather, NULL, &s)
+    return layout(<const PoolGeometry*> cnp.PyArray_DATA(geometry), GATHER if gathers else SCATTER, NULL, &s)
 
 
-def backward(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray grad_output, cnp.ndarray indices,
-             int kind, bint trusted, bint by_gather, cnp.ndarray grad_input, cnp.ndarray workspace, int threads):
+def backward(cnp.ndarray geometry, cnp.ndarray taps, codes_at, cnp.ndarray grad_output, cnp.ndarray indices,
+             int kind, bint trusted, bint gathers, cnp.ndarray grad_input, cnp.ndarray workspace, int threads):
     """Writes every element of `grad_input`; returns the number of indices that no window holds."""
+    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
+    cdef PoolGeometry flat
     cdef Task task
     cdef Py_ssize_t bad
-    task.geometry = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
-    task.taps = <const Tap*> cnp.PyArray_DATA(taps)
+    task.geometry = g
+    task.way = GATHER if gathers else SCATTER
+    if lies_side_by_side(g):
+        task.way = SPREAD
+        if kind == CODE_8:
+            flat = side_by_side(g)
+            task.geometry = &flat
     task.grad_output = <const real*> cnp.PyArray_DATA(grad_output)
     task.outputs = cnp.PyArray_SIZE(grad_output)
-    task.indices = cnp.PyArray_DATA(indices)
-    task.kind = <IndexKind> kind
-    task.trusted = trusted
-    task.gather = by_gather
+    task.indices.data = cnp.PyArray_DATA(indices)
+    task.indices.kind = <IndexKind> kind
+    task.indices.trusted = trusted
+    task.indices.taps = <const Tap*> cnp.PyArray_DATA(taps)
+    task.indices.codes_at = NULL
+    if codes_at is not None:
+        task.indices.codes_at = <const int32_t*> cnp.PyArray_DATA(<cnp.ndarray> codes_at)
+        task.indices.reach = cnp.PyArray_SIZE(<cnp.ndarray> codes_at)
     task.grad_input = <real*> cnp.PyArray_DATA(grad_input)
     memory += -<Py_ssize_t> memory & 63
     with nogil:

@@ -32,7 +32,7 @@ cdef struct Strip:
     Py_ssize_t size       # elements of a level of lines
     Py_ssize_t levels     # doublings along the width
     Py_ssize_t stacked    # rows of outputs of a stack
-    Py_ssize_t stack_size # elements of a level of the stack
+    Py_ssize_t stack_size  # elements of a level of the stack
     Py_ssize_t stack_levels
     real* lines           # [levels + 1][size]
     real* stack           # [stack_levels][stack_size]
@@ -59,7 +59,7 @@ cdef inline void shape_strip(const PoolGeometry* g, Strip* s) noexcept nogil:
     right = (g.out_size[2] - 1) * g.stride[2] + reach(g, 2) + 1 - g.before[2] - g.in_size[2]
     s.left = g.before[2] * g.inner
     s.pitch = in_row(g) + larger(larger(g.before[2], right), 0) * g.inner
-    room = STRIP_BYTES // (s.pitch * item)
+    room = STRIP_BYTES // larger(s.pitch * item, 1)
     s.rows = larger(smaller(room, g.out_size[1]), 1)
     s.planes = larger(smaller(room // s.rows, g.planes), 1)
     if not shares_strips(g, s.planes):
@@ -132,7 +132,8 @@ cdef inline Py_ssize_t readable(const Values* v, const Strip* s, const real* row
     return running_on(b.lines, b.source_step, b.width + VL, v.end - row)
 
 
-cdef inline void reduce_height(bint maximum, const Values* v, const Strip* s, Py_ssize_t count, Block* b) noexcept nogil:
+cdef inline void reduce_height(bint maximum, const Values* v, const Strip* s, Py_ssize_t count,
+                               Block* b) noexcept nogil:
     """The listed rows -> lines, and the padding after each."""
     cdef Py_ssize_t line, loose, t
     cdef Finish none = unfinished()
@@ -153,9 +154,9 @@ cdef inline void reduce_height(bint maximum, const Values* v, const Strip* s, Py
 
 cdef inline void reduce_pixels(bint maximum, const PoolGeometry* g, const Strip* s, Block* b, Finish* f) noexcept nogil:
     """With channels last and a stride, one column of pixels after the other."""
-    cdef Py_ssize_t x, t
+    cdef Py_ssize_t _, t
     b.width = g.inner
-    for x in range(g.out_size[2]):
+    for _ in range(g.out_size[2]):
         reduce_exactly(maximum, s.shifted, s.tap_count, 1, b, f)
         b.to += g.inner
         f.columns += g.inner

@@ -64,7 +64,7 @@ cdef inline bint stacks(const PoolGeometry* g) noexcept nogil:
 
 
 cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int threads, char* memory) noexcept nogil:
-    cdef int thread
+    cdef int _
     cdef Scratch* s
     call.geometry = g[0]
     call.values.geometry = &call.geometry
@@ -75,7 +75,7 @@ cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int th
         call.geometry.in_size[1] *= g.planes
         call.geometry.out_size[1] *= g.planes
         call.values.finish.row_step = 0
-    for thread in range(threads):
+    for _ in range(threads):
         call.size = layout(&call.geometry, memory, &s)
         if call.way == STRIPS:
             prepare_strip(maximum, &call.values, &s.strip)

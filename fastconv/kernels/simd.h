@@ -250,6 +250,22 @@ typedef __typeof__(((vec){0} < (vec){0})[0]) lane;
 typedef lane ivec __attribute__((vector_size(FC_VECTOR_BYTES), aligned(sizeof(lane)), may_alias));
 static inline ivec iload(const lane *p) { return *(const ivec *)p; }
 static inline void istore(lane *p, ivec v) { *(ivec *)p = v; }
+/* VL bytes, one a lane; gcc converts them one by one if it is only told to convert a vector. */
+static inline ivec iload_bytes(const unsigned char *p) {
+#if defined(__AVX512F__)
+    if (sizeof(real) == 4) return (ivec)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return (ivec)_mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i *)p));
+#elif defined(__AVX2__) && !defined(FC_WIDE)
+    int four;
+    if (sizeof(real) == 4) return (ivec)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    memcpy(&four, p, sizeof(four));
+    return (ivec)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+#else
+    ivec v;
+    for (int i = 0; i < VL; i++) v[i] = p[i];
+    return v;
+#endif
+}
 static inline ivec iset1(lane x) { return x - (ivec){0}; }
 static inline ivec iadd(ivec a, ivec b) { return a + b; }
 static inline vec vdiv(vec a, vec b) { return a / b; }

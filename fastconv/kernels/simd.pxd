@@ -51,6 +51,7 @@ cdef extern from "simd.h" nogil:
 
     ivec iload(const lane* p) noexcept
     void istore(lane* p, ivec v) noexcept
+    ivec iload_bytes(const unsigned char* p) noexcept
     ivec iset1(lane x) noexcept
     ivec iadd(ivec a, ivec b) noexcept
     ivec imax(ivec a, ivec b) noexcept
