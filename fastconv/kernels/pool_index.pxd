@@ -159,6 +159,41 @@ cdef inline Py_ssize_t check_codes(const PoolGeometry* g, const Tap* taps, Py_ss
     return bad + check_pixels(g, taps, depth, larger(last, first), pixels, codes)
 
 
+cdef inline bint too_large(const uint8_t* codes, Py_ssize_t count, Py_ssize_t limit) noexcept nogil:
+    """Is a code `limit` or more?"""
+    cdef Py_ssize_t i
+    cdef uint8_t largest = 0
+    for i in range(count):
+        largest = codes[i] if codes[i] > largest else largest
+    return largest >= limit
+
+
+cdef inline Py_ssize_t count_outside(const PoolGeometry* g, const Tap* taps, const uint8_t* codes, Py_ssize_t height,
+                                     Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """How many codes of pixels first .. last - 1 of a row have a tap in the padding; there is no depth."""
+    cdef Py_ssize_t pixel, bad = 0
+    for pixel in range(first, last):
+        bad += not (is_inside(g, 1, height, taps + codes[pixel]) and is_inside(g, 2, pixel, taps + codes[pixel]))
+    return bad
+
+
+cdef inline Py_ssize_t check_plane(const PoolGeometry* g, const Tap* taps, const uint8_t* codes) noexcept nogil:
+    """Not 0 if any code of a plane is no tap inside the input: looks closely only where windows overhang."""
+    cdef Py_ssize_t pixels = g.out_size[2], row, bad = 0
+    cdef Py_ssize_t first = smaller(ceil_div(g.before[2], g.stride[2]), pixels)
+    cdef Py_ssize_t room = g.in_size[2] + g.before[2] - (g.kernel[2] - 1) * g.dilation[2] - 1
+    cdef Py_ssize_t last = larger(smaller(room // g.stride[2] + 1, pixels) if room >= 0 else 0, first)
+    if too_large(codes, g.out_size[1] * pixels, g.kernel[1] * g.kernel[2]):
+        return 1
+    for row in range(g.out_size[1]):
+        if whole(g, 1, row):
+            bad += count_outside(g, taps, codes, row, 0, first) + count_outside(g, taps, codes, row, last, pixels)
+        else:
+            bad += count_outside(g, taps, codes, row, 0, pixels)
+        codes += pixels
+    return bad
+
+
 cdef inline Py_ssize_t look_up(const PoolGeometry* g, const Indices* x, const int64_t* positions, Py_ssize_t depth,
                                Py_ssize_t height, lane* codes) noexcept nogil:
     """Positions -> codes by the table; a position that is no tap's becomes -1."""

@@ -13,14 +13,15 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.stdint cimport int32_t, uint8_t
 from libc.string cimport memcpy, memset
 
-from fastconv.kernels.gemm_pack cimport smaller
+from fastconv.kernels.gemm_pack cimport ceil_div, smaller
 from fastconv.kernels.pool cimport (
-    Band, PoolGeometry, band_of, bands_of, carve, in_row, input_size, out_row, window_rows,
+    Band, PoolGeometry, band_of, bands_of, carve, flat, in_row, input_size, out_row, output_size,
+    window_rows,
 )
 from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
 )
-from fastconv.kernels.pool_index cimport CODE_8, IndexKind, Indices, Tap, load_indices
+from fastconv.kernels.pool_index cimport CODE_8, IndexKind, Indices, Tap, check_plane, load_indices, too_large
 from fastconv.kernels.pool_spread cimport Grads, lies_side_by_side, rows_after, side_by_side, spread_lines
 from fastconv.kernels.simd cimport (
     VL, flush_denormals, iequal, iload, iset1, lane, real, restore_denormals, vadd_where, vec, vload, vstore,
@@ -33,6 +34,7 @@ cdef enum Way:
     SCATTER = 0
     GATHER = 1
     SPREAD = 2
+    PAIRS = 3
 
 
 cdef struct Task:
@@ -284,6 +286,63 @@ cdef void scatter_part(const Task* task, const lane* codes, const real* grads, P
         grads += inner
 
 
+cdef bint takes_pairs(const Task* task) noexcept nogil:
+    """May whole planes be scattered two at a time?"""
+    cdef const PoolGeometry* g = task.geometry
+    return task.indices.kind == CODE_8 and g.inner == 1 and flat(g)
+
+
+cdef inline void scatter_row_of(bint both, const Py_ssize_t* positions, const uint8_t* codes, const real* grads,
+                                Py_ssize_t pixels, Py_ssize_t step, real* plane, Py_ssize_t outputs,
+                                Py_ssize_t inputs) noexcept nogil:
+    """plane[positions[codes[i]] + i * step] += grads[i], and likewise in the next plane."""
+    cdef const uint8_t* next_codes = codes + outputs
+    cdef const real* next_grads = grads + outputs
+    cdef real* next_plane = plane + inputs
+    cdef Py_ssize_t i
+    for i in range(pixels):
+        plane[positions[codes[i]]] += grads[i]
+        plane += step
+        if both:
+            next_plane[positions[next_codes[i]]] += next_grads[i]
+            next_plane += step
+
+
+cdef inline void scatter_planes(bint both, const Task* task, const uint8_t* codes, const real* grads,
+                                real* plane) noexcept nogil:
+    """One plane, or two in turn: neighbours often add to the same element, and each of its sums waits for the last."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t[256] positions
+    cdef Py_ssize_t row, t, outputs = output_size(g), inputs = input_size(g)
+    for t in range(g.kernel[1] * g.kernel[2]):
+        positions[t] = task.indices.taps[t].position
+    plane -= g.before[1] * g.in_size[2] + g.before[2]
+    for row in range(g.out_size[1]):
+        scatter_row_of(both, positions, codes, grads, g.out_size[2], g.stride[2], plane, outputs, inputs)
+        codes += g.out_size[2]
+        grads += g.out_size[2]
+        plane += g.stride[1] * g.in_size[2]
+
+
+cdef Py_ssize_t scatter_pair(const Task* task, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Planes `first` and, if count is 2, the next; an invalid index leaves both at 0."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t outputs = output_size(g), inputs = input_size(g), bad = 0, i
+    cdef const uint8_t* codes = <const uint8_t*> task.indices.data + first * outputs
+    cdef real* plane = task.grad_input + first * inputs
+    memset(plane, 0, count * inputs * sizeof(real))
+    if not task.indices.trusted:
+        for i in range(count):
+            bad += check_plane(g, task.indices.taps, codes + i * outputs)
+    if bad:
+        return bad
+    if count == 2:
+        scatter_planes(True, task, codes, task.grad_output + first * outputs, plane)
+    else:
+        scatter_planes(False, task, codes, task.grad_output + first * outputs, plane)
+    return 0
+
+
 cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
     """Visits the windows that reach into the band; where it is the plane, valid indices cannot miss it."""
     cdef const PoolGeometry* g = task.geometry
@@ -334,17 +393,12 @@ cdef Py_ssize_t spread_band(const Task* task, const Band* band, const Scratch* s
     return bad
 
 
-cdef inline Py_ssize_t too_large(const uint8_t* codes, Py_ssize_t count, Py_ssize_t limit) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef uint8_t largest = 0
-    for i in range(count):
-        largest = codes[i] if codes[i] > largest else largest
-    return largest >= limit
-
-
 cdef Py_ssize_t run_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
     cdef Scratch s
-    cdef Band band = band_of(unit, task.cut, task.bands)
+    cdef Band band
+    if task.way == PAIRS:
+        return scatter_pair(task, 2 * unit, smaller(task.geometry.planes - 2 * unit, 2))
+    band = band_of(unit, task.cut, task.bands)
     layout(task.geometry, task.way, memory, &s)
     if task.way == GATHER:
         return gather_band(task, &band, &s)
@@ -362,6 +416,9 @@ cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
     task.cut = &g.out_size[0] if task.way == SPREAD else &g.in_size[0]
     task.bands = bands_of(g.planes * task.cut[0], task.cut[1], threads)
     units = g.planes * task.cut[0] * task.bands
+    if task.way != SPREAD and task.bands == 1 and takes_pairs(task):
+        task.way = PAIRS
+        units = ceil_div(g.planes, 2)
     if task.way == GATHER:
         for thread in range(threads):
             prepare(g, memory + thread * size)
