@@ -43,6 +43,8 @@ INDEX_KINDS = {
     np.dtype(np.int64): 4,
 }
 _FLAT = np.dtype(np.int64)
+# The enum FinishKind of kernels/pool_reduce.pxd.
+FACTOR, QUOTIENT, QUOTIENTS = 1, 2, 3
 
 # Elements read and written for each thread: a second one breaks even at 16,000 (3x3 stride 2, Xeon
 # with AVX-512: 5.8 us on one thread and on two; at 31,000 8.7 and 7.3).
@@ -134,9 +136,9 @@ def _divisors(p: PoolProblem, count_include_pad: bool, override: int | None) -> 
 def _finish(factors: list[Array]) -> int:
     """How sums become averages, as a FinishKind: exactly by a factor, by one divisor, or by many."""
     if any(np.ptp(factor) for factor in factors if factor.size):
-        return 3
+        return QUOTIENTS
     mantissa, _ = np.frexp(prod(float(factor[0]) for factor in factors if factor.size))
-    return 1 if abs(mantissa) == 0.5 else 2
+    return FACTOR if abs(mantissa) == 0.5 else QUOTIENT
 
 
 class _Call:
@@ -254,7 +256,7 @@ class _AverageCall(_Call):
         factors = _divisors(problem, count_include_pad, override)
         self.divisors = np.concatenate([*factors, np.ones(_VECTOR)]).astype(dtype)
         self.finish = _finish(factors)
-        self.mirror = _mirror(problem) if self.finish < 3 else None
+        self.mirror = _mirror(problem) if self.finish != QUOTIENTS else None
         kernel = self.kernels.pool_average
         self.sizes = {
             "forward": kernel.thread_bytes(self.geometry, False),

@@ -253,15 +253,15 @@ def backward(cnp.ndarray geometry, cnp.ndarray divisors, int finish, cnp.ndarray
     """Writes every element of `grad_input`."""
     cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
-    cdef PoolGeometry flat
+    cdef PoolGeometry longer
     cdef Task task
     task.geometry = g
     task.divisors = <const real*> cnp.PyArray_DATA(divisors)
     task.finish = finish_by(g, divisors, finish)
     task.spreads = finish != QUOTIENTS and lies_side_by_side(g)
     if task.spreads:
-        flat = side_by_side(g)
-        task.geometry = &flat
+        longer = side_by_side(g)
+        task.geometry = &longer
     task.grad_output = <const real*> cnp.PyArray_DATA(grad_output)
     task.end = task.grad_output + cnp.PyArray_SIZE(grad_output)
     task.grad_input = <real*> cnp.PyArray_DATA(grad_input)

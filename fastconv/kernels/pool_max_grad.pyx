@@ -2,10 +2,11 @@
 
     grad_input[i] = sum of grad_output[o] over the windows o whose index is i, in the order of o
 
-Small windows: each row of the input gathers from the rows of windows that it lies in, comparing codes
-tap by tap, phase by phase of the stride, and is written once. Large windows: each output adds its
-gradient where its index says, into a band of rows that starts as zeros. Either way a thread owns the
-rows that it writes, and every element is summed in the order of the outputs.
+Windows side by side: every element is written once (pool_spread.pxd). Overlapping ones scatter: two planes in turn
+where indices are bytes and planes enough (pool_scatter.pxd), else rows, into a band that starts as zeros. Small windows
+on long rows gather where they cannot be scattered so: each row of the input compares the codes of the windows that
+it lies in, phase by phase of the stride (pool_gather.pxd). A thread owns what it writes, and every element is summed in the
+order of the outputs, whichever the way.
 """
 
 cimport numpy as cnp
@@ -18,18 +19,17 @@ from fastconv.kernels.pool cimport (
     Band, PoolGeometry, band_of, bands_of, carve, flat, in_row, input_size, out_row, output_size,
     window_rows,
 )
+from fastconv.kernels.pool_gather cimport Term, gather, gather_thirds, takes_thirds
 from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
 )
 from fastconv.kernels.pool_index cimport CODE_8, IndexKind, Indices, Tap, check_plane, load_indices, too_large
+from fastconv.kernels.pool_scatter cimport scatter_planes
 from fastconv.kernels.pool_spread cimport Grads, lies_side_by_side, rows_after, side_by_side, spread_lines
-from fastconv.kernels.simd cimport (
-    VL, flush_denormals, iequal, iload, iset1, lane, real, restore_denormals, vadd_where, vec, vload, vstore,
-    vstore_first, vzero, vzip_high, vzip_low,
-)
+from fastconv.kernels.simd cimport VL, flush_denormals, lane, real, restore_denormals
 
 
-# The values of fastconv.pool.GRADIENT_WAYS.
+# SPREAD where no windows overlap; PAIRS: two planes scattered in turn.
 cdef enum Way:
     SCATTER = 0
     GATHER = 1
@@ -46,13 +46,6 @@ cdef struct Task:
     Py_ssize_t outputs           # elements of grad_output
     const Py_ssize_t* cut        # size of what the bands are cut from
     Py_ssize_t bands
-
-
-# A term of the gather: add grads[i] where codes[i] == code.
-cdef struct Term:
-    const real* grads
-    const lane* codes
-    lane code
 
 
 # Scratch of one thread. The ring holds rows of the output, one for each window over a row of the
@@ -152,77 +145,6 @@ cdef Py_ssize_t list_terms(const Scratch* s, Py_ssize_t rows, Py_ssize_t phase, 
     return count
 
 
-cdef inline void gather_count(const Term* terms, Py_ssize_t count, real* to, Py_ssize_t width) noexcept nogil:
-    cdef Py_ssize_t i, t
-    cdef Term[4] few  # unlike `terms`, no store can change these
-    cdef vec total
-    if count <= 4:
-        for t in range(count):
-            few[t] = terms[t]
-        terms = few
-    i = 0
-    while i < width:
-        total = vzero()
-        for t in range(count):
-            total = vadd_where(iequal(iload(terms[t].codes + i), iset1(terms[t].code)), total,
-                               vload(terms[t].grads + i))
-        if i + VL <= width:
-            vstore(to + i, total)
-        else:
-            vstore_first(to + i, width - i, total)
-        i += VL
-
-
-cdef void gather(const Term* terms, Py_ssize_t count, real* to, Py_ssize_t width) noexcept nogil:
-    """to[i] = sum of terms[t].grads[i] over those t with codes[i] == code, in order."""
-    if count == 1:
-        gather_count(terms, 1, to, width)
-    elif count == 2:
-        gather_count(terms, 2, to, width)
-    elif count == 4:
-        gather_count(terms, 4, to, width)
-    else:
-        gather_count(terms, count, to, width)
-
-
-cdef bint takes_thirds(const PoolGeometry* g) noexcept nogil:
-    """Windows three columns wide with stride 2, the commonest that overlap."""
-    return (g.inner == 1 and g.kernel[2] == 3 and g.stride[2] == 2 and g.dilation[2] == 1 and g.before[2] <= 1
-            and window_rows(g) <= 3)
-
-
-cdef inline void add_row(const Term* row, Py_ssize_t at, Py_ssize_t shift, vec* both, vec* single) noexcept nogil:
-    """One row of windows: column 1 of window `at` in `single`, columns 2 and 0 of neighbours in `both`."""
-    single[0] = vadd_where(iequal(iload(row.codes + at), iset1(row.code + 1)), single[0], vload(row.grads + at))
-    at += shift - 1
-    both[0] = vadd_where(iequal(iload(row.codes + at), iset1(row.code + 2)), both[0], vload(row.grads + at))
-    both[0] = vadd_where(iequal(iload(row.codes + at + 1), iset1(row.code)), both[0], vload(row.grads + at + 1))
-
-
-cdef inline void gather_thirds(const PoolGeometry* g, const Term* rows, Py_ssize_t count, real* to,
-                               bint exact) noexcept nogil:
-    """A row of the input: pixels 2 * i and 2 * i + 1 from windows i + before - 1, i + before and i."""
-    cdef Py_ssize_t i = 0, r, width = g.in_size[2], shift = g.before[2]
-    cdef vec both, single, low, high
-    cdef Term[2] few
-    for r in range(count if count < 2 else 2):
-        few[r] = rows[r]
-    while 2 * i < width:
-        both = single = vzero()
-        for r in range(count):
-            add_row(few + r, i, shift, &both, &single)
-        low = vzip_low(single, both) if shift else vzip_low(both, single)
-        high = vzip_high(single, both) if shift else vzip_high(both, single)
-        if not exact:
-            vstore(to + 2 * i, low)
-            vstore(to + 2 * i + VL, high)
-        else:
-            vstore_first(to + 2 * i, smaller(width - 2 * i, VL), low)
-            if width - 2 * i > VL:
-                vstore_first(to + 2 * i + VL, smaller(width - 2 * i - VL, VL), high)
-        i += VL
-
-
 cdef Py_ssize_t gather_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
     cdef Py_ssize_t height, rows, phase, count, slot, bad = 0
@@ -292,38 +214,6 @@ cdef bint takes_pairs(const Task* task) noexcept nogil:
     return task.indices.kind == CODE_8 and g.inner == 1 and flat(g)
 
 
-cdef inline void scatter_row_of(bint both, const Py_ssize_t* positions, const uint8_t* codes, const real* grads,
-                                Py_ssize_t pixels, Py_ssize_t step, real* plane, Py_ssize_t outputs,
-                                Py_ssize_t inputs) noexcept nogil:
-    """plane[positions[codes[i]] + i * step] += grads[i], and likewise in the next plane."""
-    cdef const uint8_t* next_codes = codes + outputs
-    cdef const real* next_grads = grads + outputs
-    cdef real* next_plane = plane + inputs
-    cdef Py_ssize_t i
-    for i in range(pixels):
-        plane[positions[codes[i]]] += grads[i]
-        plane += step
-        if both:
-            next_plane[positions[next_codes[i]]] += next_grads[i]
-            next_plane += step
-
-
-cdef inline void scatter_planes(bint both, const Task* task, const uint8_t* codes, const real* grads,
-                                real* plane) noexcept nogil:
-    """One plane, or two in turn: neighbours often add to the same element, and each of its sums waits for the last."""
-    cdef const PoolGeometry* g = task.geometry
-    cdef Py_ssize_t[256] positions
-    cdef Py_ssize_t row, t, outputs = output_size(g), inputs = input_size(g)
-    for t in range(g.kernel[1] * g.kernel[2]):
-        positions[t] = task.indices.taps[t].position
-    plane -= g.before[1] * g.in_size[2] + g.before[2]
-    for row in range(g.out_size[1]):
-        scatter_row_of(both, positions, codes, grads, g.out_size[2], g.stride[2], plane, outputs, inputs)
-        codes += g.out_size[2]
-        grads += g.out_size[2]
-        plane += g.stride[1] * g.in_size[2]
-
-
 cdef Py_ssize_t scatter_pair(const Task* task, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """Planes `first` and, if count is 2, the next; an invalid index leaves both at 0."""
     cdef const PoolGeometry* g = task.geometry
@@ -337,9 +227,9 @@ cdef Py_ssize_t scatter_pair(const Task* task, Py_ssize_t first, Py_ssize_t coun
     if bad:
         return bad
     if count == 2:
-        scatter_planes(True, task, codes, task.grad_output + first * outputs, plane)
+        scatter_planes(True, g, task.indices.taps, codes, task.grad_output + first * outputs, plane)
     else:
-        scatter_planes(False, task, codes, task.grad_output + first * outputs, plane)
+        scatter_planes(False, g, task.indices.taps, codes, task.grad_output + first * outputs, plane)
     return 0
 
 
@@ -447,7 +337,7 @@ def backward(cnp.ndarray geometry, cnp.ndarray taps, codes_at, cnp.ndarray grad_
     """Writes every element of `grad_input`; returns the number of indices that no window holds."""
     cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
-    cdef PoolGeometry flat
+    cdef PoolGeometry longer
     cdef Task task
     cdef Py_ssize_t bad
     task.geometry = g
@@ -455,8 +345,8 @@ def backward(cnp.ndarray geometry, cnp.ndarray taps, codes_at, cnp.ndarray grad_
     if lies_side_by_side(g):
         task.way = SPREAD
         if kind == CODE_8:
-            flat = side_by_side(g)
-            task.geometry = &flat
+            longer = side_by_side(g)
+            task.geometry = &longer
     task.grad_output = <const real*> cnp.PyArray_DATA(grad_output)
     task.outputs = cnp.PyArray_SIZE(grad_output)
     task.indices.data = cnp.PyArray_DATA(indices)

@@ -16,7 +16,7 @@ from fastconv.kernels.simd cimport (
 )
 
 
-# The values of fastconv.pool.FINISHES.
+# Those of fastconv.pool.
 cdef enum FinishKind:
     NOTHING = 0
     FACTOR = 1     # times `reciprocal`, an exact power of 2
