@@ -3,10 +3,10 @@
     grad_input[i] = sum of grad_output[o] over the windows o whose index is i, in the order of o
 
 Windows side by side: every element is written once (pool_spread.pxd). Overlapping ones scatter: two planes in turn
-where indices are bytes and planes enough (pool_scatter.pxd), else rows, into a band that starts as zeros. Small windows
-on long rows gather where they cannot be scattered so: each row of the input compares the codes of the windows that
-it lies in, phase by phase of the stride (pool_gather.pxd). A thread owns what it writes, and every element is summed in the
-order of the outputs, whichever the way.
+where indices are bytes and planes enough (pool_scatter.pxd), else rows, into a band that starts as zeros. Small
+windows on long rows gather where they cannot be scattered so: each row of the input compares the codes of the windows
+that it lies in, phase by phase of the stride (pool_gather.pxd). A thread owns what it writes, and every element is
+summed in the order of the outputs, whichever the way.
 """
 
 cimport numpy as cnp
