@@ -243,7 +243,7 @@ class _MaxCall(_Call):
 
 
 class _AverageCall(_Call):
-    __slots__ = ("divisors", "finish", "mirror")
+    __slots__ = ("divisors", "finish", "mirror", "mirrored")
 
     def __init__(
         self,
@@ -257,6 +257,9 @@ class _AverageCall(_Call):
         self.divisors = np.concatenate([*factors, np.ones(_VECTOR)]).astype(dtype)
         self.finish = _finish(factors)
         self.mirror = _mirror(problem) if self.finish != QUOTIENTS else None
+        # The one divisor, where the mirrored problem looks for its factors.
+        self.mirrored = np.ones(sum(_three(problem.in_size, 1)) + _VECTOR, dtype)
+        self.mirrored[0] = prod(float(factor[0]) for factor in factors if factor.size)
         kernel = self.kernels.pool_average
         self.sizes = {
             "forward": kernel.thread_bytes(self.geometry, False),
@@ -283,7 +286,7 @@ class _AverageCall(_Call):
         workspace = self.workspace(threads, "backward")
         kernel = self.kernels.pool_average
         if self.mirror is not None:
-            kernel.forward(self.mirror, self.divisors, self.finish, grad_output, out, workspace, threads)
+            kernel.forward(self.mirror, self.mirrored, self.finish, grad_output, out, workspace, threads)
             return
         kernel.backward(self.geometry, self.divisors, self.finish, grad_output, out, workspace, threads)
 
