@@ -14,7 +14,7 @@ from bench import cliffs, machine, report, results, tables
 from bench.peers import ALL_PEERS, PEERS, Peer
 from bench.runner import ALLOCATORS, PeerError, Runner
 from bench.shapes import DIRECTIONS, Case
-from bench.suites import PEERS_OF_SUITE, QUICK_LAYERS, SUITES, layers_of
+from bench.suites import BOUND_BY_MEMORY, PEERS_OF_SUITE, QUICK_LAYERS, SUITES, layers_of
 
 ISA_CHOICES = ("native", "baseline", "avx2", "avx512")
 
@@ -78,7 +78,7 @@ def run_compare(options: argparse.Namespace) -> int:
     wanted = list(cases_of(options))
     measure([case for case in wanted if case.key not in done], peers, isa, options, found)
     keys = {case.key for case in wanted}
-    print_tables(found, [found.cases[key] for key in found.cases if key in keys])
+    print_tables(found, [found.cases[key] for key in found.cases if key in keys], options.suite)
     return 0
 
 
@@ -116,7 +116,8 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
         for direction in options.directions:
             for batch in options.batch:
                 for layer in layers:
-                    yield Case(layer, batch, direction, threads)
+                    if direction in layer.directions:
+                        yield Case(layer, batch, direction, threads)
 
 
 def measure(
@@ -177,6 +178,7 @@ def note_machine(runner: Runner, run: dict, bar: tqdm) -> None:
         best[name] = max(best[name], rate)
 
 
-def print_tables(found: results.Results, cases: list[results.CaseResult]) -> None:
-    for view in ("layers", "summary", "losses", "problems", "machine"):
+def print_tables(found: results.Results, cases: list[results.CaseResult], suite: str) -> None:
+    first = "bandwidth" if suite in BOUND_BY_MEMORY else "layers"
+    for view in (first, "summary", "losses", "problems", "machine"):
         print(f"\n{tables.VIEWS[view](found, cases)}")

@@ -40,6 +40,19 @@ COMPARISONS = (
         ("torch_channels_last",),
         (INPUT_GRAD, WEIGHT_GRAD),
     ),
+    Comparison(
+        "pool vs best of PyTorch and ONNX Runtime",
+        "pool_fastconv",
+        ("pool_torch_nchw", "pool_torch_channels_last", "pool_onnxruntime"),
+        (FORWARD,),
+    ),
+    Comparison("pool gradient vs PyTorch NCHW", "pool_fastconv", ("pool_torch_nchw",), (INPUT_GRAD,)),
+    Comparison(
+        "NHWC pool vs channels_last",
+        "pool_fastconv_nhwc",
+        ("pool_torch_channels_last",),
+        (FORWARD, INPUT_GRAD),
+    ),
     Comparison("filter vs OpenCV", "fastconv_signal", ("opencv",), (FORWARD,)),
     Comparison(
         "filter vs best SciPy transform",

@@ -69,6 +69,10 @@ class CaseResult:
         """Rate in GFLOP/s, counting the direct algorithm's operations."""
         return self.shape.flops(self.batch) / self.peers[peer].seconds / 1e9
 
+    def bandwidth(self, peer: str) -> float:
+        """Rate in bytes/s, counting input, weights and output once."""
+        return self.shape.bytes(self.batch) / self.peers[peer].seconds
+
 
 @dataclass
 class Results:

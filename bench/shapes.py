@@ -1,4 +1,4 @@
-"""Convolution layers as data: the lines of shapes/*.txt."""
+"""Layers of convolution and pooling as data: the lines of shapes/*.txt."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 SHAPES = Path(__file__).with_name("shapes")
 FLOAT_BYTES = 4
 FORWARD, INPUT_GRAD, WEIGHT_GRAD = DIRECTIONS = ("forward", "input_grad", "weight_grad")
+POOLS = "pools"  # the network whose layers pool; their names begin with what they do
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution layer; `height` and `width` are those of its input."""
+    """One layer of convolution or pooling; `height` and `width` are those of its input."""
 
     network: str
     name: str
@@ -33,17 +34,30 @@ class Layer:
         return f"{self.network}/{self.name}"
 
     @property
-    def geometry(self) -> tuple[int, ...]:
+    def geometry(self) -> tuple[int | str, ...]:
         """Everything but the names: equal for layers that are the same computation."""
-        return (*self.input_shape(1), *self.weight_shape, *self.window)
+        return (self.pooling, *self.input_shape(1), *self.weight_shape, *self.window)
 
     @property
     def window(self) -> tuple[int, int, int, int]:
         return self.stride, self.padding, self.dilation, self.groups
 
     @property
+    def pooling(self) -> str:
+        """max, argmax (maxima and their indices) or avg; empty for convolutions."""
+        return self.name.partition("_")[0] if self.network == POOLS else ""
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        if self.pooling:
+            return (FORWARD,) if self.pooling == "argmax" else (FORWARD, INPUT_GRAD)
+        return DIRECTIONS
+
+    @property
     def kind(self) -> str:
         """The family a layer belongs to; suites select by it."""
+        if self.pooling:
+            return self.pooling
         if self.channels <= 4:
             return "first"
         if self.groups == self.channels:
@@ -80,8 +94,10 @@ class Layer:
         return 2 * batch * kernels * height * width * terms
 
     def bytes(self, batch: int) -> int:
-        """Compulsory traffic: input, weights and output, each once, in float32."""
-        shapes = self.input_shape(batch), self.weight_shape, self.output_shape(batch)
+        """Compulsory traffic: input, weights (pools have none) and output, each once, in float32."""
+        shapes = [self.input_shape(batch), self.output_shape(batch)]
+        if not self.pooling:
+            shapes.append(self.weight_shape)
         return FLOAT_BYTES * sum(a * b * c * d for a, b, c, d in shapes)
 
 

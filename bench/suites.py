@@ -22,9 +22,18 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
     "first": {network: ("first",) for network in ("resnet50", "vgg16", "mobilenetv2", "convnext_t")},
     "grouped": {"resnext50_32x4d": ("grouped",), "shufflenet": ("grouped",)},
     "filters": {"filters": ("first",)},
+    "pools": {"pools": ("max", "avg")},
+    "argmax_pools": {"pools": ("argmax",)},
 }
 
 _PREPACKED = ("torch_nchw", "torch_channels_last", "onnxruntime", "openvino", "ncnn")
+POOL_PEERS = (
+    "pool_torch_nchw",
+    "pool_torch_channels_last",
+    "pool_onnxruntime",
+    "pool_fastconv",
+    "pool_fastconv_nhwc",
+)
 
 # Suites whose rivals are not those of the others.
 PEERS_OF_SUITE = {
@@ -39,10 +48,18 @@ PEERS_OF_SUITE = {
         "scipy_oaconvolve",
         "scipy_ndimage",
     ),
+    "pools": POOL_PEERS,
+    "argmax_pools": tuple(name for name in POOL_PEERS if name != "pool_onnxruntime"),
 }
 
+# Suites whose tables give GB/s in place of GFLOP/s.
+BOUND_BY_MEMORY = ("pools", "argmax_pools")
+
 # `bench quick`: one layer of each character, from the suite that is asked for.
-QUICK_LAYERS = r"conv1$|conv1_3_64|reduce_256_64|expand_256_1024|stride2$|project_96_24|last_320"
+QUICK_LAYERS = (
+    r"conv1$|conv1_3_64|reduce_256_64|expand_256_1024|stride2$|project_96_24|last_320"
+    r"|resnet50_stem|avg_densenet121_56"
+)
 
 
 def layers_of(suite: str, pattern: str = "") -> list[Layer]:

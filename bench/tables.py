@@ -10,7 +10,7 @@ from bench.peers import PEERS
 from bench.results import CaseResult, Results
 from bench.shapes import DIRECTIONS, layers_by_name
 
-OURS = ("fastconv_plain", "fastconv_prepared", "fastconv_signal")
+OURS = ("fastconv_plain", "fastconv_prepared", "fastconv_signal", "pool_fastconv", "pool_fastconv_nhwc")
 
 
 def markdown(header: list[str], rows: Iterable[list[str]], text_columns: int) -> str:
@@ -78,6 +78,33 @@ def percent_of_peak(results: Results, case: CaseResult) -> str:
     if not peak or not ours:
         return ""
     return f"{100e9 * max(case.gflops(name) for name in ours) / peak:.0f}"
+
+
+def bandwidth(results: Results, cases: list[CaseResult]) -> str:
+    """One row a case: GB/s of each peer, percent of the copy bandwidth, the ratios."""
+    peers = peers_in(cases)
+    shown = [c for c in COMPARISONS if any(ratio(case, c) for case in cases)]
+    header = ["layer", "direction", "threads", "batch", *(f"{PEERS[name].label}, GB/s" for name in peers)]
+    header += ["% of copy", *(comparison.name for comparison in shown)]
+    rows = []
+    for case in ordered(cases):
+        row = [case.layer, case.direction, str(case.threads), str(case.batch)]
+        for name in peers:
+            valid = name in case.peers and case.peers[name].is_valid
+            row.append(f"{case.bandwidth(name) / 1e9:.1f}" if valid else "")
+        row.append(percent_of_copy(results, case))
+        row += [ratio_cell(ratio(case, comparison)) for comparison in shown]
+        rows.append(row)
+    return markdown(header, rows, text_columns=2)
+
+
+def percent_of_copy(results: Results, case: CaseResult) -> str:
+    """Of fastconv's best call; what stays in a cache may exceed 100."""
+    copy = results.run_of(case)["machine_rates"].get(str(case.threads), {}).get("copy_bandwidth")
+    ours = [name for name in OURS if name in case.peers and case.peers[name].is_valid]
+    if not copy or not ours:
+        return ""
+    return f"{100 * max(case.bandwidth(name) for name in ours) / copy:.0f}"
 
 
 def ratio_cell(found: Ratio | None) -> str:
@@ -167,5 +194,6 @@ VIEWS: dict[str, Callable[[Results, list[CaseResult]], str]] = {
     "summary": summary,
     "losses": losses,
     "layers": layers,
+    "bandwidth": bandwidth,
     "problems": problems,
 }

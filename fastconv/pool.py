@@ -43,6 +43,8 @@ INDEX_KINDS = {
     np.dtype(np.int64): 4,
 }
 _FLAT = np.dtype(np.int64)
+# The enum FinishKind of kernels/pool_reduce.pxd.
+FACTOR, QUOTIENT, QUOTIENTS = 1, 2, 3
 
 # Elements read and written for each thread: a second one breaks even at 16,000 (3x3 stride 2, Xeon
 # with AVX-512: 5.8 us on one thread and on two; at 31,000 8.7 and 7.3).
@@ -52,6 +54,9 @@ ELEMENTS_PER_THREAD = 8_192
 # 1.1 (3x3 stride 2, 112), 1.7 (5x5, 20) and 3.9 (3x3 stride 2, 13) times as long (bench_pool.py).
 GATHER_TAPS = 9
 GATHER_WIDTH = 32  # elements of a row of the input
+
+_VECTOR = 16  # elements of the longest vector: divisors are read in whole ones
+TABLE_ENTRIES = 1 << 16  # of the table that turns flat indices into taps; larger ones cost two divisions each
 
 _KNOWN_CALLS = 4096  # calls kept for the fast path
 
@@ -78,6 +83,23 @@ def _geometry(p: PoolProblem) -> Array:
     return geometry
 
 
+def _mirror(p: PoolProblem) -> Array | None:
+    """The problem whose sums are the gradient of an average with stride 1; None where there is no such.
+
+    Element h lies in windows h + before - t, so that their gradients are a window of grad_output with the
+    padding kernel - 1 - before.
+    """
+    geometry = _geometry(p)
+    before = (geometry["kernel"] - 1) * geometry["dilation"] - geometry["before"]
+    overlap = (geometry["out_size"] > 1) & (geometry["kernel"] > 1)
+    if not overlap.any() or (geometry["stride"] > 1).any() or (before < 0).any():
+        return None
+    mirror = geometry.copy()
+    mirror["in_size"], mirror["out_size"] = geometry["out_size"], geometry["in_size"]
+    mirror["before"] = before
+    return mirror
+
+
 def _taps(p: PoolProblem) -> Array:
     """Where each tap of a window lies, from its first: along each axis, and in the plane."""
     taps = np.zeros(p.taps, TAP)
@@ -87,6 +109,16 @@ def _taps(p: PoolProblem) -> Array:
     height, width = _three(p.in_size, 1)[1:]
     taps["position"] = (offsets[:, 0] * height + offsets[:, 1]) * width + offsets[:, 2]
     return taps
+
+
+def _codes_at(positions: Array) -> Array | None:
+    """The tap at each position from a window's first, or -1; None where taps share one, or beyond a limit."""
+    size = int(positions[-1]) + 1
+    if size > TABLE_ENTRIES or len(np.unique(positions)) < len(positions):
+        return None
+    table = np.full(size, -1, np.int32)
+    table[positions] = np.arange(len(positions))
+    return table
 
 
 def _divisors(p: PoolProblem, count_include_pad: bool, override: int | None) -> list[Array]:
@@ -99,6 +131,14 @@ def _divisors(p: PoolProblem, count_include_pad: bool, override: int | None) -> 
         factors[-1] *= override
     factors[-1] = np.repeat(factors[-1], p.channels if p.channels_last else 1)
     return [np.ones(1)] * (3 - p.axes) + factors
+
+
+def _finish(factors: list[Array]) -> int:
+    """How sums become averages, as a FinishKind: exactly by a factor, by one divisor, or by many."""
+    if any(np.ptp(factor) for factor in factors if factor.size):
+        return QUOTIENTS
+    mantissa, _ = np.frexp(prod(float(factor[0]) for factor in factors if factor.size))
+    return FACTOR if abs(mantissa) == 0.5 else QUOTIENT
 
 
 class _Call:
@@ -137,7 +177,7 @@ class _Call:
 
 
 class _MaxCall(_Call):
-    __slots__ = ("gather", "index_dtype", "taps")
+    __slots__ = ("codes_at", "gather", "index_dtype", "taps")
 
     def __init__(self, problem: PoolProblem, dtype: np.dtype[Any]) -> None:
         refuse_empty_windows(problem)
@@ -148,6 +188,7 @@ class _MaxCall(_Call):
             np.uint8 if problem.taps <= 1 << 8 else np.uint16 if problem.taps <= 1 << 16 else np.uint32
         )
         self.taps: Array | None = None
+        self.codes_at: Array | None = None
         forward, backward = self.kernels.pool_max, self.kernels.pool_max_grad
         self.sizes = {
             "values": forward.thread_bytes(self.geometry, False),
@@ -163,6 +204,7 @@ class _MaxCall(_Call):
                     f"{self.problem.kernel}"
                 )
             self.taps = _taps(self.problem)
+            self.codes_at = _codes_at(self.taps["position"])
         return self.taps
 
     def values(self, x: Array, out: Array) -> None:
@@ -170,7 +212,7 @@ class _MaxCall(_Call):
             return
         threads = self.threads()
         workspace = self.workspace(threads, "values")
-        self.kernels.pool_max.forward(self.geometry, _NO_TAPS, x, out, None, 0, workspace, threads)
+        self.kernels.pool_max.forward(self.geometry, x, out, workspace, threads)
 
     def indexed(self, x: Array, out: Array | None, indices: Array) -> None:
         if self.empty:
@@ -178,7 +220,7 @@ class _MaxCall(_Call):
         threads = self.threads()
         workspace = self.workspace(threads, "indices")
         kind = INDEX_KINDS[indices.dtype]
-        self.kernels.pool_max.forward(
+        self.kernels.pool_max.forward_indexed(
             self.geometry, self.window_taps(), x, out, indices, kind, workspace, threads
         )
 
@@ -190,8 +232,8 @@ class _MaxCall(_Call):
         workspace = self.workspace(threads, "backward")
         kind = INDEX_KINDS[indices.dtype]
         bad = self.kernels.pool_max_grad.backward(
-            self.geometry, self.window_taps(), grad_output, indices, kind, trusted, self.gather,
-            out, workspace, threads,
+            self.geometry, self.window_taps(), self.codes_at, grad_output, indices, kind, trusted,
+            self.gather, out, workspace, threads,
         )  # fmt: skip
         if bad:
             raise ValueError(
@@ -201,7 +243,7 @@ class _MaxCall(_Call):
 
 
 class _AverageCall(_Call):
-    __slots__ = ("divisors",)
+    __slots__ = ("divisors", "finish", "mirror", "mirrored")
 
     def __init__(
         self,
@@ -211,12 +253,20 @@ class _AverageCall(_Call):
         override: int | None,
     ) -> None:
         super().__init__(problem, dtype)
-        self.divisors = np.concatenate(_divisors(problem, count_include_pad, override)).astype(dtype)
+        factors = _divisors(problem, count_include_pad, override)
+        self.divisors = np.concatenate([*factors, np.ones(_VECTOR)]).astype(dtype)
+        self.finish = _finish(factors)
+        self.mirror = _mirror(problem) if self.finish != QUOTIENTS else None
+        # The one divisor, where the mirrored problem looks for its factors.
+        self.mirrored = np.ones(sum(_three(problem.in_size, 1)) + _VECTOR, dtype)
+        self.mirrored[0] = prod(float(factor[0]) for factor in factors if factor.size)
         kernel = self.kernels.pool_average
         self.sizes = {
             "forward": kernel.thread_bytes(self.geometry, False),
             "backward": kernel.thread_bytes(self.geometry, True),
         }
+        if self.mirror is not None:
+            self.sizes["backward"] = kernel.thread_bytes(self.mirror, False)
 
     def forward(self, x: Array, out: Array) -> None:
         if self.empty:
@@ -224,7 +274,9 @@ class _AverageCall(_Call):
             return
         threads = self.threads()
         workspace = self.workspace(threads, "forward")
-        self.kernels.pool_average.forward(self.geometry, self.divisors, x, out, workspace, threads)
+        self.kernels.pool_average.forward(
+            self.geometry, self.divisors, self.finish, x, out, workspace, threads
+        )
 
     def backward(self, grad_output: Array, out: Array) -> None:
         if self.empty:
@@ -232,10 +284,13 @@ class _AverageCall(_Call):
             return
         threads = self.threads()
         workspace = self.workspace(threads, "backward")
-        self.kernels.pool_average.backward(self.geometry, self.divisors, grad_output, out, workspace, threads)
+        kernel = self.kernels.pool_average
+        if self.mirror is not None:
+            kernel.forward(self.mirror, self.mirrored, self.finish, grad_output, out, workspace, threads)
+            return
+        kernel.backward(self.geometry, self.divisors, self.finish, grad_output, out, workspace, threads)
 
 
-_NO_TAPS = np.zeros(1, TAP)
 _seen: dict[tuple[Any, ...], Any] = {}  # by exact arguments
 _bound: dict[tuple[Any, ...], Any] = {}  # by problem, dtype and what else a call is made of
 engine.forget_on_change(_seen.clear)

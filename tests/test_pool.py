@@ -209,6 +209,82 @@ def test_average_pool_of_any_geometry(problem, seed, layout, count_include_pad, 
         check_average(normal(np.random.default_rng(seed), shape, dtype), layout=layout, **options)
 
 
+# Windows, strides, paddings and shapes for which kernels take a way of their own.
+WAYS = {
+    "small planes share a strip": ((2, 37, 8, 8), 3, 1, 1),
+    "small planes, padded rows": ((1, 40, 5, 3), (3, 2), 1, 1),
+    "long windows, many planes": ((1, 19, 20, 20), (9, 13), 1, (4, 6)),
+    "long windows with a stride": ((1, 3, 70, 41), (8, 9), (3, 2), (4, 4)),
+    "a stack of several strips": ((1, 1, 40, 260), (9, 3), 1, (4, 1)),
+    "wide rows": ((1, 1, 4, 4500), (2, 8), 1, (1, 4)),
+    "pairs in one tall plane": ((2, 5, 14, 14), 2, 2, 0),
+    "pairs with a row left over": ((2, 5, 15, 15), 2, 2, 0),
+    "pairs of one column": ((1, 4, 9, 21), (3, 1), 2, (1, 0)),
+    "pairs under three rows": ((1, 4, 9, 21), (3, 2), (1, 2), (1, 0)),
+    "one window holds its plane": ((3, 21, 7, 7), 7, 7, 0),
+    "one window, tiny planes": ((3, 21, 1, 3), (1, 3), 1, 0),
+    "one window leaves a rest": ((2, 5, 9, 7), 7, 7, 0),
+    "windows of 3 side by side": ((2, 5, 11, 20), 3, 3, 0),
+    "stride 1 down, 2 across": ((1, 3, 6, 40), 3, (1, 2), 1),
+    "one plane": ((1, 1, 33, 65), 3, 2, 1),
+}
+
+
+@pytest.mark.parametrize("case", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_way(isa, dtype, rng, case, layout, threads):
+    shape, kernel, stride, padding = case
+    options = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": 1}
+    with fastconv.threads(threads):
+        check_max(coarse(rng, shape, dtype), layout=layout, **options)
+        check_average(normal(rng, shape, dtype), layout=layout, **options)
+
+
+@pytest.mark.parametrize("kernel", [2, 3, 9])
+def test_an_infinity_stays_in_its_windows(isa, dtype, kernel):
+    x = normal(np.random.default_rng(0), (1, 3, 20, 20), dtype)
+    x[0, 1, 10, 10] = INF
+    for stride in (1, 2):
+        expected = np.isinf(reference.avg_pool(x, kernel, stride))
+        np.testing.assert_array_equal(np.isinf(avg_pool2d(x, kernel, stride)), expected)
+        assert not np.isnan(avg_pool2d(x, kernel, stride)).any()
+    g = normal(np.random.default_rng(1), (1, 3, 20, 20), dtype)
+    g[0, 1, 10, 10] = INF
+    shape = (1, 3, 19 + kernel, 19 + kernel)
+    spread = avg_pool2d_backward(g, shape, kernel, 1)
+    assert np.isinf(spread).sum() == kernel**2
+    assert not np.isnan(spread).any()
+
+
+def test_quotients_are_those_of_a_division(isa, dtype, rng):
+    """The average over one divisor is the rounded quotient of the sum, whatever the divisor."""
+    x = normal(rng, (1, 4, 9, 40), dtype)
+    for divisor in (3, 7, 9, 49, 1_000_003, -5):
+        sums = avg_pool2d(x, 1, 1, divisor_override=1)
+        got = avg_pool2d(x, 1, 1, divisor_override=divisor)
+        np.testing.assert_array_equal(got, sums / np.dtype(dtype).type(divisor))
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("case", WAYS.values(), ids=WAYS)
+def test_nothing_is_read_or_written_beyond_an_array(isa, dtype, cage, case, at):
+    shape, kernel, stride, padding = case
+    if shape[-1] > 1000:
+        return
+    random = np.random.default_rng(0)
+    x = cage.copy(normal(random, shape, dtype), at)
+    y, codes = max_pool2d(x, kernel, stride, padding, return_indices="window")
+    out, g = (cage.place(y.shape, dtype, at) for _ in range(2))
+    assert max_pool2d(x, kernel, stride, padding, out=out) is out
+    avg_pool2d(x, kernel, stride, padding, out=out)
+    g[...] = normal(random, y.shape, dtype)
+    grad = cage.place(shape, dtype, at)
+    avg_pool2d_backward(g, shape, kernel, stride, padding, out=grad)
+    codes = cage.copy(codes, at)
+    max_pool2d_backward(g, x, kernel, stride, padding, indices=codes, out=grad)
+
+
 # Maxima
 
 

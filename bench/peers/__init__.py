@@ -64,5 +64,10 @@ ALL_PEERS = (
     Peer("scipy_fftconvolve", "SciPy fftconvolve", "scipy", SAME_EVERYWHERE, by_default=False),
     Peer("scipy_oaconvolve", "SciPy oaconvolve", "scipy", SAME_EVERYWHERE, by_default=False),
     Peer("scipy_ndimage", "SciPy ndimage", "scipy", SAME_EVERYWHERE, by_default=False),
+    Peer("pool_torch_nchw", "PyTorch NCHW", "torch", TORCH_LIMITS, by_default=False),
+    Peer("pool_torch_channels_last", "PyTorch channels_last", "torch", TORCH_LIMITS, by_default=False),
+    Peer("pool_onnxruntime", "ONNX Runtime", "onnxruntime", quiet_after=0.06, by_default=False),
+    Peer("pool_fastconv", "fastconv NCHW", "fastconv", FASTCONV_LIMITS, by_default=False),
+    Peer("pool_fastconv_nhwc", "fastconv NHWC", "fastconv", FASTCONV_LIMITS, by_default=False),
 )
 PEERS = {peer.name: peer for peer in ALL_PEERS}

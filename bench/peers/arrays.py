@@ -31,7 +31,7 @@ def make_arrays(case: Case) -> Arrays:
 
     layer, direction = case.layer, case.direction
     return Arrays(
-        input=draw(layer.input_shape(case.batch), direction != INPUT_GRAD),
-        weight=draw(layer.weight_shape, direction != WEIGHT_GRAD),
+        input=draw(layer.input_shape(case.batch), direction != INPUT_GRAD or layer.pooling == "max"),
+        weight=draw(layer.weight_shape, direction != WEIGHT_GRAD and not layer.pooling),
         grad_output=draw(layer.output_shape(case.batch), direction != FORWARD),
     )

@@ -19,7 +19,7 @@ stride, a tap is a stretch of consecutive elements. With stride 1 the line is it
 from libc.string cimport memcpy
 
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
-from fastconv.kernels.simd cimport VL, real, vadd, vec, veven, vload, vload_first, vmax, vodd, vstore, vstore_first
+from fastconv.kernels.simd cimport VL, real, vec, veven, vload, vodd, vstore
 
 
 cdef struct PoolGeometry:
@@ -75,6 +75,20 @@ cdef inline Py_ssize_t out_row(const PoolGeometry* g) noexcept nogil:
     return g.out_size[2] * g.inner
 
 
+cdef inline bint flat(const PoolGeometry* g) noexcept nogil:
+    """Is there no depth?"""
+    return g.kernel[0] == 1 and g.in_size[0] == 1 and g.out_size[0] == 1
+
+
+cdef inline Py_ssize_t input_size(const PoolGeometry* g) noexcept nogil:
+    """Elements of a plane."""
+    return g.in_size[0] * g.in_size[1] * in_row(g)
+
+
+cdef inline Py_ssize_t output_size(const PoolGeometry* g) noexcept nogil:
+    return g.out_size[0] * g.out_size[1] * out_row(g)
+
+
 cdef inline Py_ssize_t window_rows(const PoolGeometry* g) noexcept nogil:
     return g.kernel[0] * g.kernel[1]
 
@@ -97,6 +111,17 @@ cdef inline Py_ssize_t last_tap(const PoolGeometry* g, int axis, Py_ssize_t outp
     if g.dilation[axis] > 1:
         room = ceil_div(room, g.dilation[axis])
     return smaller(room, g.kernel[axis])
+
+
+cdef inline Py_ssize_t whole_from(const PoolGeometry* g) noexcept nogil:
+    """The first row of outputs whose windows begin inside the input."""
+    return smaller(ceil_div(g.before[1], g.stride[1]), g.out_size[1])
+
+
+cdef inline Py_ssize_t whole_to(const PoolGeometry* g) noexcept nogil:
+    """One past the last row of outputs whose windows end inside the input."""
+    cdef Py_ssize_t room = g.in_size[1] + g.before[1] - reach(g, 1) - 1
+    return smaller(room // g.stride[1] + 1, g.out_size[1]) if room >= 0 else 0
 
 
 cdef inline void fill(real* to, real value, Py_ssize_t count) noexcept nogil:
@@ -152,57 +177,6 @@ cdef inline void split_phases(const PoolGeometry* g, const Lines* lines) noexcep
         else:
             for i in range(pixels):
                 memcpy(to + i * g.inner, line + (i * stride + p) * g.inner, g.inner * sizeof(real))
-
-
-cdef inline vec combine(bint maximum, vec a, vec b) noexcept nogil:
-    if maximum:
-        return vmax(a, b)
-    return vadd(a, b)
-
-
-cdef inline vec reduced(bint maximum, const real** rows, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
-    cdef vec result = vload(rows[0] + i)
-    cdef Py_ssize_t t
-    for t in range(1, count):
-        result = combine(maximum, result, vload(rows[t] + i))
-    return result
-
-
-cdef inline void reduce_count(bint maximum, const real** rows, Py_ssize_t count, real* to,
-                              Py_ssize_t width) noexcept nogil:
-    cdef Py_ssize_t i = 0, t
-    cdef vec result
-    cdef const real* few[3]  # unlike `rows`, no store can change these
-    if count <= 3:
-        for t in range(count):
-            few[t] = rows[t]
-        rows = few
-    while i + VL <= width:
-        vstore(to + i, reduced(maximum, rows, count, i))
-        i += VL
-    if i == width:
-        return
-    if width >= VL:
-        vstore(to + width - VL, reduced(maximum, rows, count, width - VL))
-        return
-    result = vload_first(rows[0], width)
-    for t in range(1, count):
-        result = combine(maximum, result, vload_first(rows[t], width))
-    vstore_first(to, width, result)
-
-
-cdef inline void reduce_rows(bint maximum, const real** rows, Py_ssize_t count, real* to,
-                             Py_ssize_t width) noexcept nogil:
-    """to[i] = the maximum, or the sum in order, of rows[t][i] over t < count; count >= 1.
-
-    `to` lies apart from the rows: the last vector overlaps the one before it.
-    """
-    if count == 2:
-        reduce_count(maximum, rows, 2, to, width)
-    elif count == 3:
-        reduce_count(maximum, rows, 3, to, width)
-    else:
-        reduce_count(maximum, rows, count, to, width)
 
 
 cdef inline Py_ssize_t list_rows(const PoolGeometry* g, const real* plane, Py_ssize_t depth, Py_ssize_t height,

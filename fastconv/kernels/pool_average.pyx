@@ -12,12 +12,14 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
 from fastconv.kernels.pool cimport (
-    Band, Lines, PoolGeometry, band_of, bands_of, carve, carve_lines, fill, in_row, list_rows, out_row,
-    prepare_lines, reduce_rows, split_phases, window_rows,
+    Band, PoolGeometry, band_of, bands_of, carve, fill, in_row, input_size, out_row, window_rows,
 )
 from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
 )
+from fastconv.kernels.pool_reduce cimport QUOTIENTS, Block, Finish, FinishKind, one_line, reduce_exactly, unfinished
+from fastconv.kernels.pool_spread cimport Grads, lies_side_by_side, rows_after, side_by_side, spread_lines
+from fastconv.kernels.pool_values cimport Call, Scratch, layout, prepare, run_unit
 from fastconv.kernels.simd cimport (
     VL, flush_denormals, real, restore_denormals, vdiv, vec, vload, vload_first, vmul, vset1, vstore, vstore_first,
 )
@@ -26,16 +28,18 @@ from fastconv.kernels.simd cimport (
 cdef struct Task:
     const PoolGeometry* geometry
     const real* divisors         # [out depth], [out height], [out width * inner], one after the other
-    const real* source           # forward: the input; backward: grad_output
-    real* to
-    bint backward
+    const real* grad_output
+    const real* end              # of grad_output
+    real* grad_input
+    bint spreads
+    Finish finish
+    const Py_ssize_t* cut        # size of what the bands are cut from
     Py_ssize_t bands
 
 
 # Scratch of one thread. The ring holds rows of grad_output over their divisors, one for each window
 # over a row of the input; held[slot] is the output row in a slot.
-cdef struct Scratch:
-    Lines lines
+cdef struct Ring:
     Joint joint
     real* scaled                 # [slots][width of the output]
     Py_ssize_t* held
@@ -45,12 +49,9 @@ cdef struct Scratch:
     Py_ssize_t slots
 
 
-cdef Py_ssize_t layout(const PoolGeometry* g, bint backward, char* memory, Scratch* s) noexcept nogil:
+cdef Py_ssize_t layout_ring(const PoolGeometry* g, char* memory, Ring* s) noexcept nogil:
     cdef char* start = memory
     cdef Py_ssize_t item = sizeof(real), pointer = sizeof(void*)
-    if not backward:
-        carve_lines(g, &memory, &s.lines)
-        return memory - start
     carve_joint(g, &memory, &s.joint)
     s.slots = s.joint.ring[0] * s.joint.ring[1]
     s.scaled = <real*> carve(&memory, s.slots * out_row(g) * item)
@@ -61,14 +62,11 @@ cdef Py_ssize_t layout(const PoolGeometry* g, bint backward, char* memory, Scrat
     return memory - start
 
 
-cdef void prepare(const PoolGeometry* g, bint backward, char* memory) noexcept nogil:
-    cdef Scratch s
-    layout(g, backward, memory, &s)
-    if backward:
-        prepare_joint(g, &s.joint)
-        fill(s.total, 0, s.joint.pitch)
-    else:
-        prepare_lines(g, 0, &s.lines)
+cdef void prepare_ring(const PoolGeometry* g, char* memory) noexcept nogil:
+    cdef Ring s
+    layout_ring(g, memory, &s)
+    prepare_joint(g, &s.joint)
+    fill(s.total, 0, s.joint.pitch)
 
 
 cdef void divide(const Task* task, Py_ssize_t depth, Py_ssize_t height, const real* source, real* to) noexcept nogil:
@@ -85,26 +83,7 @@ cdef void divide(const Task* task, Py_ssize_t depth, Py_ssize_t height, const re
                                              vmul(row, vload_first(columns + i, width - i))))
 
 
-cdef void forward_band(const Task* task, const Band* band, const Lines* lines) noexcept nogil:
-    cdef const PoolGeometry* g = task.geometry
-    cdef const real* plane = task.source + band.plane * g.in_size[0] * g.in_size[1] * in_row(g)
-    cdef real* out = task.to + (band.plane * g.out_size[0] + band.depth) * g.out_size[1] * out_row(g)
-    cdef real* inside = lines.line + g.before[2] * g.inner
-    cdef real* row
-    cdef Py_ssize_t height, count
-    for height in range(band.first, band.last):
-        count = list_rows(g, plane, band.depth, height, lines.rows)
-        row = out + height * out_row(g)
-        if count == 0:
-            memset(row, 0, out_row(g) * sizeof(real))
-            continue
-        reduce_rows(False, lines.rows, count, inside, in_row(g))
-        split_phases(g, lines)
-        reduce_rows(False, lines.taps, g.kernel[2], row, out_row(g))
-        divide(task, band.depth, height, row, row)
-
-
-cdef Py_ssize_t list_windows(const Task* task, const Band* band, Py_ssize_t height, const Scratch* s) noexcept nogil:
+cdef Py_ssize_t list_windows(const Task* task, const Band* band, Py_ssize_t height, const Ring* s) noexcept nogil:
     """The rows of windows over one row of the input, in their order; those the ring lacks are divided."""
     cdef const PoolGeometry* g = task.geometry
     cdef Py_ssize_t depth, row, slot, count = 0
@@ -120,13 +99,13 @@ cdef Py_ssize_t list_windows(const Task* task, const Band* band, Py_ssize_t heig
             if s.held[slot] != depth * g.out_size[1] + row:
                 s.held[slot] = depth * g.out_size[1] + row
                 divide(task, depth, row,
-                       task.source + ((band.plane * g.out_size[0] + depth) * g.out_size[1] + row) * out_row(g),
+                       task.grad_output + ((band.plane * g.out_size[0] + depth) * g.out_size[1] + row) * out_row(g),
                        <real*> s.rows[count])
             count += 1
     return count
 
 
-cdef Py_ssize_t list_terms(const Scratch* s, Py_ssize_t phase, Py_ssize_t shift) noexcept nogil:
+cdef Py_ssize_t list_terms(const Ring* s, Py_ssize_t phase, Py_ssize_t shift) noexcept nogil:
     cdef Py_ssize_t first = s.joint.starts[phase], count = s.joint.starts[phase + 1] - first, t
     for t in range(count):
         s.terms[t] = s.total + s.joint.left + s.joint.offsets[first + t] + shift
@@ -134,15 +113,17 @@ cdef Py_ssize_t list_terms(const Scratch* s, Py_ssize_t phase, Py_ssize_t shift)
 
 
 cdef void sum_terms(const real** terms, Py_ssize_t count, real* to, Py_ssize_t width) noexcept nogil:
+    cdef Block b = one_line(to, width)
+    cdef Finish none = unfinished()
     if count == 0:
         memset(to, 0, width * sizeof(real))
     else:
-        reduce_rows(False, terms, count, to, width)
+        reduce_exactly(False, terms, count, 1, &b, &none)
 
 
-cdef void backward_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
+cdef void backward_band(const Task* task, const Band* band, const Ring* s) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
-    cdef real* to = task.to + (band.plane * g.in_size[0] + band.depth) * g.in_size[1] * in_row(g)
+    cdef real* to = task.grad_input + (band.plane * g.in_size[0] + band.depth) * g.in_size[1] * in_row(g)
     cdef Py_ssize_t height, phase, count, slot
     cdef real* row
     for slot in range(s.slots):
@@ -161,75 +142,129 @@ cdef void backward_band(const Task* task, const Band* band, const Scratch* s) no
         join_phases(g, &s.joint, row)
 
 
-cdef const Py_ssize_t* cut_size(const Task* task) noexcept nogil:
-    """Size of the array that is written, whose rows the threads share out."""
-    if task.backward:
-        return &task.geometry.in_size[0]
-    return &task.geometry.out_size[0]
-
-
-cdef void run_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
+cdef void spread_band(const Task* task, const Band* band) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
-    cdef Scratch s
-    cdef Band band = band_of(unit, cut_size(task), task.bands)
-    layout(g, task.backward, memory, &s)
-    if task.backward:
-        backward_band(task, &band, &s)
-    else:
-        forward_band(task, &band, &s.lines)
+    cdef Py_ssize_t lines = band.last - band.first
+    cdef real* to = task.grad_input + band.plane * input_size(g) + band.first * g.kernel[1] * in_row(g)
+    cdef Grads w
+    w.finish = &task.finish
+    w.lanes = NULL
+    w.bytes = NULL
+    w.values = task.grad_output + (band.plane * g.out_size[1] + band.first) * out_row(g)
+    spread_lines(g, &w, False, lines, to, task.end)
+    if band.last == g.out_size[1]:
+        memset(to + lines * g.kernel[1] * in_row(g), 0, rows_after(g) * in_row(g) * sizeof(real))
 
 
-cdef void run_all(Task* task, int threads, char* memory) noexcept nogil:
+cdef void gradient_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
+    cdef Ring s
+    cdef Band band = band_of(unit, task.cut, task.bands)
+    if task.spreads:
+        spread_band(task, &band)
+        return
+    layout_ring(task.geometry, memory, &s)
+    backward_band(task, &band, &s)
+
+
+cdef void gradient_all(Task* task, int threads, char* memory) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
-    cdef const Py_ssize_t* cut = cut_size(task)
-    cdef Scratch s
-    cdef Py_ssize_t size = layout(g, task.backward, memory, &s), unit, units
+    cdef Ring s
+    cdef Py_ssize_t size = layout_ring(g, memory, &s), unit, units
     cdef unsigned int mode = 0
     cdef int thread
-    task.bands = bands_of(g.planes * cut[0], cut[1], threads)
-    units = g.planes * cut[0] * task.bands
-    for thread in range(threads):
-        prepare(g, task.backward, memory + thread * size)
+    task.cut = &g.out_size[0] if task.spreads else &g.in_size[0]
+    task.bands = bands_of(g.planes * task.cut[0], task.cut[1], threads)
+    units = g.planes * task.cut[0] * task.bands
+    if not task.spreads:
+        for thread in range(threads):
+            prepare_ring(g, memory + thread * size)
     if threads == 1:
         mode = flush_denormals()
         for unit in range(units):
-            run_unit(task, unit, memory)
+            gradient_unit(task, unit, memory)
         restore_denormals(mode)
         return
     with parallel(num_threads=threads):
         mode = flush_denormals()
         for unit in prange(units, schedule="static"):
-            run_unit(task, unit, memory + threadid() * size)
+            gradient_unit(task, unit, memory + threadid() * size)
+        restore_denormals(mode)
+
+
+cdef void value_unit(const Call* call, Py_ssize_t unit, int thread) noexcept nogil:
+    run_unit(False, call, unit, thread)
+
+
+cdef void value_all(Call* call, const PoolGeometry* g, int threads, char* memory) noexcept nogil:
+    cdef Py_ssize_t unit
+    cdef unsigned int mode = 0
+    prepare(False, call, g, threads, memory)
+    if threads == 1:
+        mode = flush_denormals()
+        for unit in range(call.units):
+            value_unit(call, unit, 0)
+        restore_denormals(mode)
+        return
+    with parallel(num_threads=threads):
+        mode = flush_denormals()
+        for unit in prange(call.units, schedule="static"):
+            value_unit(call, unit, threadid())
         restore_denormals(mode)
 
 
 def thread_bytes(cnp.ndarray geometry, bint is_backward):
     """Bytes of workspace that a call needs for each thread."""
-    cdef Scratch s
-    return layout(<const PoolGeometry*> cnp.PyArray_DATA(geometry), is_backward, NULL, &s)
+    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
+    cdef Ring ring
+    cdef Scratch* scratch
+    return layout_ring(g, NULL, &ring) if is_backward else layout(g, NULL, &scratch)
 
 
-cdef call(cnp.ndarray geometry, cnp.ndarray divisors, cnp.ndarray source, cnp.ndarray to, bint is_backward,
-          cnp.ndarray workspace, int threads):
+cdef Finish finish_by(const PoolGeometry* g, cnp.ndarray divisors, int kind):
+    cdef Finish f
+    f.kind = <FinishKind> kind
+    f.depths = <const real*> cnp.PyArray_DATA(divisors)
+    f.rows = f.depths + g.out_size[0]
+    f.columns = f.rows + g.out_size[1]
+    f.divisor = f.depths[0] * f.rows[0] * f.columns[0]
+    f.reciprocal = 1 / f.divisor
+    f.row_step = 1
+    return f
+
+
+def forward(cnp.ndarray geometry, cnp.ndarray divisors, int finish, cnp.ndarray input, cnp.ndarray out,
+            cnp.ndarray workspace, int threads):
+    """The average of every window; `finish` is a FinishKind."""
+    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
-    cdef Task task
-    task.geometry = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
-    task.divisors = <const real*> cnp.PyArray_DATA(divisors)
-    task.source = <const real*> cnp.PyArray_DATA(source)
-    task.to = <real*> cnp.PyArray_DATA(to)
-    task.backward = is_backward
+    cdef Call call
+    call.values.input = <const real*> cnp.PyArray_DATA(input)
+    call.values.end = call.values.input + cnp.PyArray_SIZE(input)
+    call.values.out = <real*> cnp.PyArray_DATA(out)
+    call.values.padding = 0
+    call.values.finish = finish_by(g, divisors, finish)
     memory += -<Py_ssize_t> memory & 63
     with nogil:
-        run_all(&task, threads, memory)
+        value_all(&call, g, threads, memory)
 
 
-def forward(cnp.ndarray geometry, cnp.ndarray divisors, cnp.ndarray input, cnp.ndarray out,
-            cnp.ndarray workspace, int threads):
-    """The average of every window."""
-    call(geometry, divisors, input, out, False, workspace, threads)
-
-
-def backward(cnp.ndarray geometry, cnp.ndarray divisors, cnp.ndarray grad_output, cnp.ndarray grad_input,
-             cnp.ndarray workspace, int threads):
+def backward(cnp.ndarray geometry, cnp.ndarray divisors, int finish, cnp.ndarray grad_output,
+             cnp.ndarray grad_input, cnp.ndarray workspace, int threads):
     """Writes every element of `grad_input`."""
-    call(geometry, divisors, grad_output, grad_input, True, workspace, threads)
+    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
+    cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
+    cdef PoolGeometry longer
+    cdef Task task
+    task.geometry = g
+    task.divisors = <const real*> cnp.PyArray_DATA(divisors)
+    task.finish = finish_by(g, divisors, finish)
+    task.spreads = finish != QUOTIENTS and lies_side_by_side(g)
+    if task.spreads:
+        longer = side_by_side(g)
+        task.geometry = &longer
+    task.grad_output = <const real*> cnp.PyArray_DATA(grad_output)
+    task.end = task.grad_output + cnp.PyArray_SIZE(grad_output)
+    task.grad_input = <real*> cnp.PyArray_DATA(grad_input)
+    memory += -<Py_ssize_t> memory & 63
+    with nogil:
+        gradient_all(&task, threads, memory)

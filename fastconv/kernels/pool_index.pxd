@@ -10,7 +10,7 @@ be negative. Indices that come from outside are checked: a code that is no tap o
 input becomes -1, and is counted.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 from fastconv.kernels.gemm_pack cimport larger, smaller
 from fastconv.kernels.pool cimport PoolGeometry, ceil_div, first_tap, last_tap, out_row
@@ -30,6 +30,17 @@ cdef enum IndexKind:
 cdef struct Tap:
     Py_ssize_t[3] offset
     Py_ssize_t position
+
+
+# Indices as they come, and what turns flat positions into codes: codes_at[position - that of the window's first tap],
+# -1 between taps, `reach` entries; or NULL.
+cdef struct Indices:
+    IndexKind kind
+    bint trusted                 # from the forward kernel, not from outside
+    const void* data
+    const Tap* taps
+    const int32_t* codes_at
+    Py_ssize_t reach
 
 
 cdef inline void store_positions(const PoolGeometry* g, const lane* codes, Py_ssize_t position,
@@ -104,21 +115,18 @@ cdef inline bint whole(const PoolGeometry* g, int axis, Py_ssize_t output) noexc
     return first_tap(g, axis, output) == 0 and last_tap(g, axis, output) == g.kernel[axis]
 
 
-cdef inline Py_ssize_t check_pixels(const PoolGeometry* g, const Tap* taps, Py_ssize_t depth, Py_ssize_t height,
-                                    Py_ssize_t first, Py_ssize_t last, lane* codes) noexcept nogil:
-    """Refuses the codes of pixels first .. last - 1 whose tap lies in the padding."""
-    cdef Py_ssize_t d = depth * g.stride[0] - g.before[0], h = height * g.stride[1] - g.before[1]
-    cdef Py_ssize_t depths = g.in_size[0], rows = g.in_size[1], columns = g.in_size[2]
-    cdef Py_ssize_t w, pixel, i, bad = 0
-    cdef const Tap* tap
+cdef inline bint is_inside(const PoolGeometry* g, int axis, Py_ssize_t output, const Tap* tap) noexcept nogil:
+    return 0 <= output * g.stride[axis] - g.before[axis] + tap.offset[axis] < g.in_size[axis]
+
+
+cdef inline Py_ssize_t check_pixels(const PoolGeometry* g, const Tap* taps, Py_ssize_t depth, Py_ssize_t first,
+                                    Py_ssize_t last, lane* codes) noexcept nogil:
+    """Refuses the codes of pixels first .. last - 1 whose tap lies in the padding along the depth or the width."""
+    cdef Py_ssize_t pixel, i, bad = 0
     for pixel in range(first, last):
-        w = pixel * g.stride[2] - g.before[2]
         for i in range(pixel * g.inner, (pixel + 1) * g.inner):
-            if codes[i] < 0:
-                continue
-            tap = taps + codes[i]
-            if not (0 <= w + tap.offset[2] < columns and 0 <= h + tap.offset[1] < rows
-                    and 0 <= d + tap.offset[0] < depths):
+            if codes[i] >= 0 and not (is_inside(g, 2, pixel, taps + codes[i])
+                                      and is_inside(g, 0, depth, taps + codes[i])):
                 codes[i] = -1
                 bad += 1
     return bad
@@ -128,43 +136,96 @@ cdef inline Py_ssize_t check_codes(const PoolGeometry* g, const Tap* taps, Py_ss
                                    lane* codes) noexcept nogil:
     """Replaces codes that are no tap inside the input by -1; returns how many there were.
 
-    Pixels first .. last - 1 have windows that lie inside along the width.
+    Taps are counted along the width first, so that those inside along the height lie between two codes. Pixels
+    first .. last - 1 have windows that lie inside along the width.
     """
     cdef Py_ssize_t pixels = g.out_size[2], i, bad = 0
-    cdef lane count = <lane> (g.kernel[0] * g.kernel[1] * g.kernel[2])
+    cdef lane low = 0, high = <lane> (g.kernel[0] * g.kernel[1] * g.kernel[2])
     cdef Py_ssize_t first = smaller(ceil_div(g.before[2], g.stride[2]), pixels)
     cdef Py_ssize_t room = g.in_size[2] + g.before[2] - (g.kernel[2] - 1) * g.dilation[2] - 1
     cdef Py_ssize_t last = smaller(room // g.stride[2] + 1, pixels) if room >= 0 else 0
+    if g.kernel[0] == 1:
+        low = <lane> (first_tap(g, 1, height) * g.kernel[2])
+        high = <lane> (last_tap(g, 1, height) * g.kernel[2])
     for i in range(out_row(g)):
-        bad += codes[i] < 0 or codes[i] >= count
+        bad += (codes[i] < low) | (codes[i] >= high)
     if bad:
         for i in range(out_row(g)):
-            if codes[i] >= count:
+            if codes[i] < low or codes[i] >= high:
                 codes[i] = -1
-    if not (whole(g, 0, depth) and whole(g, 1, height)):
+    if g.kernel[0] > 1 or not whole(g, 0, depth):
         first = last = pixels
-    bad += check_pixels(g, taps, depth, height, 0, first, codes)
-    return bad + check_pixels(g, taps, depth, height, larger(last, first), pixels, codes)
+    bad += check_pixels(g, taps, depth, 0, first, codes)
+    return bad + check_pixels(g, taps, depth, larger(last, first), pixels, codes)
 
 
-cdef inline Py_ssize_t load_indices(const PoolGeometry* g, IndexKind kind, bint trusted, const void* indices,
-                                    const Tap* taps, Py_ssize_t plane, Py_ssize_t depth, Py_ssize_t height,
-                                    lane* codes) noexcept nogil:
+cdef inline bint too_large(const uint8_t* codes, Py_ssize_t count, Py_ssize_t limit) noexcept nogil:
+    """Is a code `limit` or more?"""
+    cdef Py_ssize_t i
+    cdef uint8_t largest = 0
+    for i in range(count):
+        largest = codes[i] if codes[i] > largest else largest
+    return largest >= limit
+
+
+cdef inline Py_ssize_t count_outside(const PoolGeometry* g, const Tap* taps, const uint8_t* codes, Py_ssize_t height,
+                                     Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """How many codes of pixels first .. last - 1 of a row have a tap in the padding; there is no depth."""
+    cdef Py_ssize_t pixel, bad = 0
+    for pixel in range(first, last):
+        bad += not (is_inside(g, 1, height, taps + codes[pixel]) and is_inside(g, 2, pixel, taps + codes[pixel]))
+    return bad
+
+
+cdef inline Py_ssize_t check_plane(const PoolGeometry* g, const Tap* taps, const uint8_t* codes) noexcept nogil:
+    """Not 0 if any code of a plane is no tap inside the input: looks closely only where windows overhang."""
+    cdef Py_ssize_t pixels = g.out_size[2], row, bad = 0
+    cdef Py_ssize_t first = smaller(ceil_div(g.before[2], g.stride[2]), pixels)
+    cdef Py_ssize_t room = g.in_size[2] + g.before[2] - (g.kernel[2] - 1) * g.dilation[2] - 1
+    cdef Py_ssize_t last = larger(smaller(room // g.stride[2] + 1, pixels) if room >= 0 else 0, first)
+    if too_large(codes, g.out_size[1] * pixels, g.kernel[1] * g.kernel[2]):
+        return 1
+    for row in range(g.out_size[1]):
+        if whole(g, 1, row):
+            bad += count_outside(g, taps, codes, row, 0, first) + count_outside(g, taps, codes, row, last, pixels)
+        else:
+            bad += count_outside(g, taps, codes, row, 0, pixels)
+        codes += pixels
+    return bad
+
+
+cdef inline Py_ssize_t look_up(const PoolGeometry* g, const Indices* x, const int64_t* positions, Py_ssize_t depth,
+                               Py_ssize_t height, lane* codes) noexcept nogil:
+    """Positions -> codes by the table; a position that is no tap's becomes -1."""
+    cdef Py_ssize_t pixel, i, at
+    cdef Py_ssize_t first = (height * g.stride[1] - g.before[1]) * g.in_size[2] - g.before[2]
+    for pixel in range(g.out_size[2]):
+        for i in range(pixel * g.inner, (pixel + 1) * g.inner):
+            at = positions[i] - first
+            codes[i] = x.codes_at[at] if <size_t> at < <size_t> x.reach else -1
+        first += g.stride[2]
+    return check_codes(g, x.taps, depth, height, codes)
+
+
+cdef inline Py_ssize_t load_indices(const PoolGeometry* g, const Indices* x, Py_ssize_t plane, Py_ssize_t depth,
+                                    Py_ssize_t height, lane* codes) noexcept nogil:
     """One row of indices -> codes; returns how many are invalid, and does not look unless untrusted."""
     cdef Py_ssize_t width = out_row(g), i
     cdef Py_ssize_t at = ((plane * g.out_size[0] + depth) * g.out_size[1] + height) * width
-    cdef const uint8_t* from_8 = <const uint8_t*> indices + at
-    cdef const uint16_t* from_16 = <const uint16_t*> indices + at
-    cdef const uint32_t* from_32 = <const uint32_t*> indices + at
-    if kind == FLAT:
-        return load_positions(g, <const int64_t*> indices + at, depth, height, codes)
-    if kind == CODE_8:
+    cdef const uint8_t* from_8 = <const uint8_t*> x.data + at
+    cdef const uint16_t* from_16 = <const uint16_t*> x.data + at
+    cdef const uint32_t* from_32 = <const uint32_t*> x.data + at
+    if x.kind == FLAT:
+        if x.codes_at != NULL:
+            return look_up(g, x, <const int64_t*> x.data + at, depth, height, codes)
+        return load_positions(g, <const int64_t*> x.data + at, depth, height, codes)
+    if x.kind == CODE_8:
         for i in range(width):
             codes[i] = from_8[i]
-    elif kind == CODE_16:
+    elif x.kind == CODE_16:
         for i in range(width):
             codes[i] = from_16[i]
     else:
         for i in range(width):
             codes[i] = <lane> from_32[i]
-    return 0 if trusted else check_codes(g, taps, depth, height, codes)
+    return 0 if x.trusted else check_codes(g, x.taps, depth, height, codes)

@@ -19,10 +19,12 @@ from libc.string cimport memcpy
 
 from fastconv.kernels.gemm_pack cimport smaller
 from fastconv.kernels.pool cimport (
-    Band, Lines, PoolGeometry, band_of, bands_of, carve, carve_lines, first_tap, in_row, last_tap, list_rows,
-    out_row, prepare_lines, reach, reduce_rows, split_phases, window_rows,
+    Band, Lines, PoolGeometry, band_of, bands_of, carve, carve_lines, first_tap, in_row, last_tap, out_row,
+    prepare_lines, reach, split_phases, window_rows,
 )
-from fastconv.kernels.pool_index cimport NO_INDEX, IndexKind, Tap, store_indices
+from fastconv.kernels.pool_index cimport IndexKind, Tap, store_indices
+from fastconv.kernels.pool_reduce cimport NOTHING
+from fastconv.kernels.pool_values cimport Call, Scratch, layout, prepare, run_unit
 from fastconv.kernels.simd cimport (
     VL, iadd, iload, imax, iselect, iset1, istore, ivec, lane, real, vbeats, vec, vload, vmask, vselect, vstore,
     vstore_first,
@@ -40,7 +42,7 @@ cdef struct Task:
 
 # Scratch of one thread. The ring holds rows of the input, reduced along the width: the last
 # `span` of each depth of the window. held[slot] is the input row in a slot.
-cdef struct Scratch:
+cdef struct Ring:
     Lines lines
     real* values                 # [slots][width]
     lane* columns                # [slots][width]
@@ -54,46 +56,32 @@ cdef struct Scratch:
     Py_ssize_t span
 
 
-cdef Py_ssize_t layout(const PoolGeometry* g, bint indexed, char* memory, Scratch* s) noexcept nogil:
+cdef Py_ssize_t layout_ring(const PoolGeometry* g, char* memory, Ring* s) noexcept nogil:
     """Lays the scratch out from `memory` on; returns its size."""
     cdef char* start = memory
     cdef Py_ssize_t item = sizeof(real), slots
     carve_lines(g, &memory, &s.lines)
-    if indexed:
-        s.width = (out_row(g) + VL - 1) // VL * VL
-        s.span = reach(g, 1) + 1
-        slots = g.kernel[0] * s.span
-        s.values = <real*> carve(&memory, slots * s.width * item)
-        s.columns = <lane*> carve(&memory, slots * s.width * item)
-        s.held = <Py_ssize_t*> carve(&memory, slots * <Py_ssize_t> sizeof(Py_ssize_t))
-        s.first_column = <lane*> carve(&memory, s.width * item)
-        s.column_rows = <const lane**> carve(&memory, window_rows(g) * <Py_ssize_t> sizeof(void*))
-        s.row_code = <lane*> carve(&memory, window_rows(g) * item)
-        s.codes = <lane*> carve(&memory, s.width * item)
-        s.row = <real*> carve(&memory, s.width * item)
+    s.width = (out_row(g) + VL - 1) // VL * VL
+    s.span = reach(g, 1) + 1
+    slots = g.kernel[0] * s.span
+    s.values = <real*> carve(&memory, slots * s.width * item)
+    s.columns = <lane*> carve(&memory, slots * s.width * item)
+    s.held = <Py_ssize_t*> carve(&memory, slots * <Py_ssize_t> sizeof(Py_ssize_t))
+    s.first_column = <lane*> carve(&memory, s.width * item)
+    s.column_rows = <const lane**> carve(&memory, window_rows(g) * <Py_ssize_t> sizeof(void*))
+    s.row_code = <lane*> carve(&memory, window_rows(g) * item)
+    s.codes = <lane*> carve(&memory, s.width * item)
+    s.row = <real*> carve(&memory, s.width * item)
     return memory - start
 
 
-cdef void prepare(const PoolGeometry* g, bint indexed, char* memory) noexcept nogil:
-    cdef Scratch s
+cdef void prepare_ring(const PoolGeometry* g, char* memory) noexcept nogil:
+    cdef Ring s
     cdef Py_ssize_t i
-    layout(g, indexed, memory, &s)
+    layout_ring(g, memory, &s)
     prepare_lines(g, <real> -INFINITY, &s.lines)
-    if indexed:
-        for i in range(s.width):
-            s.first_column[i] = <lane> first_tap(g, 2, smaller(i // g.inner, g.out_size[2] - 1))
-
-
-cdef void value_band(const Task* task, const Band* band, const Lines* lines) noexcept nogil:
-    cdef const PoolGeometry* g = task.geometry
-    cdef const real* plane = task.input + band.plane * g.in_size[0] * g.in_size[1] * in_row(g)
-    cdef real* out = task.out + (band.plane * g.out_size[0] + band.depth) * g.out_size[1] * out_row(g)
-    cdef Py_ssize_t height, count
-    for height in range(band.first, band.last):
-        count = list_rows(g, plane, band.depth, height, lines.rows)
-        reduce_rows(True, lines.rows, count, lines.line + g.before[2] * g.inner, in_row(g))
-        split_phases(g, lines)
-        reduce_rows(True, lines.taps, g.kernel[2], out + height * out_row(g), out_row(g))
+    for i in range(s.width):
+        s.first_column[i] = <lane> first_tap(g, 2, smaller(i // g.inner, g.out_size[2] - 1))
 
 
 cdef inline void best_column_of(const real** taps, Py_ssize_t count, const lane* first_column, Py_ssize_t width,
@@ -116,7 +104,7 @@ cdef inline void best_column_of(const real** taps, Py_ssize_t count, const lane*
         i += VL
 
 
-cdef void best_column(const PoolGeometry* g, const real* row, const Scratch* s, Py_ssize_t slot) noexcept nogil:
+cdef void best_column(const PoolGeometry* g, const real* row, const Ring* s, Py_ssize_t slot) noexcept nogil:
     """One row of the input -> the best value of each window in it, and its tap along the width."""
     cdef real* values = s.values + slot * s.width
     cdef lane* columns = s.columns + slot * s.width
@@ -131,7 +119,7 @@ cdef void best_column(const PoolGeometry* g, const real* row, const Scratch* s, 
 
 
 cdef Py_ssize_t reduce_columns(const PoolGeometry* g, const real* plane, Py_ssize_t depth, Py_ssize_t height,
-                               const Scratch* s) noexcept nogil:
+                               const Ring* s) noexcept nogil:
     """Lists the reduced rows of one row of windows; those that the ring lacks are computed."""
     cdef Py_ssize_t d, h, at_depth, at_height, slot, count = 0
     for d in range(first_tap(g, 0, depth), last_tap(g, 0, depth)):
@@ -149,7 +137,7 @@ cdef Py_ssize_t reduce_columns(const PoolGeometry* g, const real* plane, Py_ssiz
     return count
 
 
-cdef inline void best_row_of(const Scratch* s, Py_ssize_t count, real* out, Py_ssize_t width) noexcept nogil:
+cdef inline void best_row_of(const Ring* s, Py_ssize_t count, real* out, Py_ssize_t width) noexcept nogil:
     """The best of the listed rows; `codes` is written in whole vectors, `out` exactly."""
     cdef Py_ssize_t i, t
     cdef vec best, x
@@ -173,7 +161,7 @@ cdef inline void best_row_of(const Scratch* s, Py_ssize_t count, real* out, Py_s
         i += VL
 
 
-cdef void best_row(const Scratch* s, Py_ssize_t count, real* out, Py_ssize_t width) noexcept nogil:
+cdef void best_row(const Ring* s, Py_ssize_t count, real* out, Py_ssize_t width) noexcept nogil:
     if count == 2:
         best_row_of(s, 2, out, width)
     elif count == 3:
@@ -182,7 +170,7 @@ cdef void best_row(const Scratch* s, Py_ssize_t count, real* out, Py_ssize_t wid
         best_row_of(s, count, out, width)
 
 
-cdef void indexed_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
+cdef void indexed_band(const Task* task, const Band* band, const Ring* s) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
     cdef const real* plane = task.input + band.plane * g.in_size[0] * g.in_size[1] * in_row(g)
     cdef Py_ssize_t first_row = (band.plane * g.out_size[0] + band.depth) * g.out_size[1]
@@ -201,56 +189,83 @@ cdef void indexed_band(const Task* task, const Band* band, const Scratch* s) noe
                       task.taps, task.indices, first_row + height)
 
 
-cdef void run_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
-    cdef Scratch s
+cdef void index_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
+    cdef Ring s
     cdef Band band = band_of(unit, task.geometry.out_size, task.bands)
-    layout(task.geometry, task.kind != NO_INDEX, memory, &s)
-    if task.kind == NO_INDEX:
-        value_band(task, &band, &s.lines)
-    else:
-        indexed_band(task, &band, &s)
+    layout_ring(task.geometry, memory, &s)
+    indexed_band(task, &band, &s)
 
 
-cdef void run_all(Task* task, int threads, char* memory) noexcept nogil:
+cdef void index_all(Task* task, int threads, char* memory) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
-    cdef bint indexed = task.kind != NO_INDEX
-    cdef Scratch s
-    cdef Py_ssize_t size = layout(g, indexed, memory, &s), unit, units
+    cdef Ring s
+    cdef Py_ssize_t size = layout_ring(g, memory, &s), unit, units
     cdef int thread
     task.bands = bands_of(g.planes * g.out_size[0], g.out_size[1], threads)
     units = g.planes * g.out_size[0] * task.bands
     for thread in range(threads):
-        prepare(g, indexed, memory + thread * size)
+        prepare_ring(g, memory + thread * size)
     if threads == 1:
         for unit in range(units):
-            run_unit(task, unit, memory)
+            index_unit(task, unit, memory)
         return
     with parallel(num_threads=threads):
         for unit in prange(units, schedule="static"):
-            run_unit(task, unit, memory + threadid() * size)
+            index_unit(task, unit, memory + threadid() * size)
+
+
+cdef void value_unit(const Call* call, Py_ssize_t unit, int thread) noexcept nogil:
+    run_unit(True, call, unit, thread)
+
+
+cdef void value_all(Call* call, const PoolGeometry* g, int threads, char* memory) noexcept nogil:
+    cdef Py_ssize_t unit
+    prepare(True, call, g, threads, memory)
+    if threads == 1:
+        for unit in range(call.units):
+            value_unit(call, unit, 0)
+        return
+    with parallel(num_threads=threads):
+        for unit in prange(call.units, schedule="static"):
+            value_unit(call, unit, threadid())
 
 
 def thread_bytes(cnp.ndarray geometry, bint indexed):
-    """Bytes of workspace that `forward` needs for each thread."""
-    cdef Scratch s
-    return layout(<const PoolGeometry*> cnp.PyArray_DATA(geometry), indexed, NULL, &s)
+    """Bytes of workspace that `forward` or `forward_indexed` needs for each thread."""
+    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
+    cdef Ring ring
+    cdef Scratch* scratch
+    return layout_ring(g, NULL, &ring) if indexed else layout(g, NULL, &scratch)
 
 
-def forward(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, out, indices, int kind,
-            cnp.ndarray workspace, int threads):
-    """The maximum of every window into `out`, its index into `indices`, either of them unless None."""
+def forward(cnp.ndarray geometry, cnp.ndarray input, cnp.ndarray out, cnp.ndarray workspace, int threads):
+    """The maximum of every window."""
+    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
+    cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
+    cdef Call call
+    call.values.input = <const real*> cnp.PyArray_DATA(input)
+    call.values.end = call.values.input + cnp.PyArray_SIZE(input)
+    call.values.out = <real*> cnp.PyArray_DATA(out)
+    call.values.finish.kind = NOTHING
+    call.values.padding = <real> -INFINITY
+    memory += -<Py_ssize_t> memory & 63
+    with nogil:
+        value_all(&call, g, threads, memory)
+
+
+def forward_indexed(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, out, cnp.ndarray indices, int kind,
+                    cnp.ndarray workspace, int threads):
+    """The maximum of every window into `out`, unless that is None, and its index into `indices`."""
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
     cdef Task task
     task.geometry = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
     task.taps = <const Tap*> cnp.PyArray_DATA(taps)
     task.input = <const real*> cnp.PyArray_DATA(input)
     task.out = NULL
-    task.indices = NULL
-    task.kind = <IndexKind> kind
     if out is not None:
         task.out = <real*> cnp.PyArray_DATA(<cnp.ndarray> out)
-    if indices is not None:
-        task.indices = cnp.PyArray_DATA(<cnp.ndarray> indices)
+    task.indices = cnp.PyArray_DATA(indices)
+    task.kind = <IndexKind> kind
     memory += -<Py_ssize_t> memory & 63
     with nogil:
-        run_all(&task, threads, memory)
+        index_all(&task, threads, memory)

@@ -2,47 +2,50 @@
 
     grad_input[i] = sum of grad_output[o] over the windows o whose index is i, in the order of o
 
-Small windows: each row of the input gathers from the rows of windows that it lies in, comparing codes
-tap by tap, phase by phase of the stride, and is written once. Large windows: each output adds its
-gradient where its index says, into a band of rows that starts as zeros. Either way a thread owns the
-rows that it writes, and every element is summed in the order of the outputs.
+Windows side by side: every element is written once (pool_spread.pxd). Overlapping ones scatter: two planes in turn
+where indices are bytes and planes enough (pool_scatter.pxd), else rows, into a band that starts as zeros. Small
+windows on long rows gather where they cannot be scattered so: each row of the input compares the codes of the windows
+that it lies in, phase by phase of the stride (pool_gather.pxd). A thread owns what it writes, and every element is
+summed in the order of the outputs, whichever the way.
 """
 
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
+from libc.stdint cimport int32_t, uint8_t
 from libc.string cimport memcpy, memset
 
+from fastconv.kernels.gemm_pack cimport ceil_div, smaller
 from fastconv.kernels.pool cimport (
-    Band, PoolGeometry, band_of, bands_of, carve, in_row, out_row, window_rows,
+    Band, PoolGeometry, band_of, bands_of, carve, flat, in_row, input_size, out_row, output_size,
+    window_rows,
 )
+from fastconv.kernels.pool_gather cimport Term, gather, gather_thirds, takes_thirds
 from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
 )
-from fastconv.kernels.pool_index cimport IndexKind, Tap, load_indices
-from fastconv.kernels.simd cimport (
-    VL, flush_denormals, iequal, iload, iset1, lane, real, restore_denormals, vadd_where, vec, vload, vstore,
-    vstore_first, vzero,
-)
+from fastconv.kernels.pool_index cimport CODE_8, IndexKind, Indices, Tap, check_plane, load_indices, too_large
+from fastconv.kernels.pool_scatter cimport scatter_planes
+from fastconv.kernels.pool_spread cimport Grads, lies_side_by_side, rows_after, side_by_side, spread_lines
+from fastconv.kernels.simd cimport VL, flush_denormals, lane, real, restore_denormals
+
+
+# SPREAD where no windows overlap; PAIRS: two planes scattered in turn.
+cdef enum Way:
+    SCATTER = 0
+    GATHER = 1
+    SPREAD = 2
+    PAIRS = 3
 
 
 cdef struct Task:
     const PoolGeometry* geometry
     const real* grad_output
-    const void* indices
-    IndexKind kind
-    bint trusted                 # indices come from the forward kernel, not from outside
-    bint gather
-    const Tap* taps
+    Indices indices
+    Way way
     real* grad_input
     Py_ssize_t outputs           # elements of grad_output
+    const Py_ssize_t* cut        # size of what the bands are cut from
     Py_ssize_t bands
-
-
-# A term of the gather: add grads[i] where codes[i] == code.
-cdef struct Term:
-    const real* grads
-    const lane* codes
-    lane code
 
 
 # Scratch of one thread. The ring holds rows of the output, one for each window over a row of the
@@ -58,12 +61,12 @@ cdef struct Scratch:
     Py_ssize_t slots
 
 
-cdef Py_ssize_t layout(const PoolGeometry* g, bint gathers, char* memory, Scratch* s) noexcept nogil:
+cdef Py_ssize_t layout(const PoolGeometry* g, Way way, char* memory, Scratch* s) noexcept nogil:
     """Lays the scratch out from `memory` on; returns its size. Scattering needs one row of codes."""
     cdef char* start = memory
     cdef Py_ssize_t item = sizeof(real)
-    if not gathers:
-        s.codes = <lane*> carve(&memory, out_row(g) * item)
+    if way != GATHER:
+        s.codes = <lane*> carve(&memory, (out_row(g) + VL) * item)
         return memory - start
     carve_joint(g, &memory, &s.joint)
     s.slots = s.joint.ring[0] * s.joint.ring[1]
@@ -79,7 +82,7 @@ cdef Py_ssize_t layout(const PoolGeometry* g, bint gathers, char* memory, Scratc
 cdef void prepare(const PoolGeometry* g, char* memory) noexcept nogil:
     cdef Scratch s
     cdef Py_ssize_t i
-    layout(g, True, memory, &s)
+    layout(g, GATHER, memory, &s)
     prepare_joint(g, &s.joint)
     for i in range(s.slots * s.joint.pitch):
         s.grads[i] = 0
@@ -101,8 +104,7 @@ cdef Py_ssize_t load_row(const Task* task, Py_ssize_t plane, Py_ssize_t depth, P
     else:
         memcpy(copy, task.grad_output + at, out_row(g) * sizeof(real))
         s.sources[slot] = copy
-    return load_indices(g, task.kind, task.trusted, task.indices, task.taps, plane, depth, row,
-                        s.codes + slot * s.joint.pitch + s.joint.left)
+    return load_indices(g, &task.indices, plane, depth, row, s.codes + slot * s.joint.pitch + s.joint.left)
 
 
 cdef Py_ssize_t list_windows(const Task* task, const Band* band, Py_ssize_t height, const Scratch* s,
@@ -143,47 +145,25 @@ cdef Py_ssize_t list_terms(const Scratch* s, Py_ssize_t rows, Py_ssize_t phase, 
     return count
 
 
-cdef inline void gather_count(const Term* terms, Py_ssize_t count, real* to, Py_ssize_t width) noexcept nogil:
-    cdef Py_ssize_t i, t
-    cdef Term[4] few  # unlike `terms`, no store can change these
-    cdef vec total
-    if count <= 4:
-        for t in range(count):
-            few[t] = terms[t]
-        terms = few
-    i = 0
-    while i < width:
-        total = vzero()
-        for t in range(count):
-            total = vadd_where(iequal(iload(terms[t].codes + i), iset1(terms[t].code)), total,
-                               vload(terms[t].grads + i))
-        if i + VL <= width:
-            vstore(to + i, total)
-        else:
-            vstore_first(to + i, width - i, total)
-        i += VL
-
-
-cdef void gather(const Term* terms, Py_ssize_t count, real* to, Py_ssize_t width) noexcept nogil:
-    """to[i] = sum of terms[t].grads[i] over those t with codes[i] == code, in order."""
-    if count == 1:
-        gather_count(terms, 1, to, width)
-    elif count == 2:
-        gather_count(terms, 2, to, width)
-    elif count == 4:
-        gather_count(terms, 4, to, width)
-    else:
-        gather_count(terms, count, to, width)
-
-
 cdef Py_ssize_t gather_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
     cdef Py_ssize_t height, rows, phase, count, slot, bad = 0
     cdef real* to = task.grad_input + ((band.plane * g.in_size[0] + band.depth) * g.in_size[1]) * in_row(g)
+    cdef bint thirds = takes_thirds(g)
     for slot in range(s.slots):
         s.held[slot] = -1
     for height in range(band.first, band.last):
         rows = list_windows(task, band, height, s, &bad)
+        if thirds:
+            if height + 1 + 2 * VL // in_row(g) >= band.last:
+                gather_thirds(g, s.rows, rows, to + height * in_row(g), True)
+            elif rows == 2:
+                gather_thirds(g, s.rows, 2, to + height * in_row(g), False)
+            elif rows == 1:
+                gather_thirds(g, s.rows, 1, to + height * in_row(g), False)
+            else:
+                gather_thirds(g, s.rows, rows, to + height * in_row(g), False)
+            continue
         if g.stride[2] == 1:
             count = list_terms(s, rows, 0, g.before[2] * g.inner)
             gather(s.terms, count, to + height * in_row(g), in_row(g))
@@ -196,58 +176,140 @@ cdef Py_ssize_t gather_band(const Task* task, const Band* band, const Scratch* s
 
 
 cdef void scatter_row(const Task* task, const lane* codes, const real* grads, Py_ssize_t position,
-                      Py_ssize_t first, Py_ssize_t last, real* plane) noexcept nogil:
-    """Adds one row of gradients at those of its indices that lie at positions first .. last - 1."""
-    cdef Py_ssize_t inner = task.geometry.inner, step = task.geometry.stride[2], _, i, to
-    cdef const Tap* taps = task.taps
+                      real* plane) noexcept nogil:
+    """Adds one row of gradients at its indices, all of them valid."""
+    cdef Py_ssize_t inner = task.geometry.inner, step = task.geometry.stride[2], pixel, _, i
+    cdef const Tap* taps = task.indices.taps
+    if inner == 1:
+        for pixel in range(task.geometry.out_size[2]):
+            plane[position + taps[codes[pixel]].position] += grads[pixel]
+            position += step
+        return
     for _ in range(task.geometry.out_size[2]):
         for i in range(inner):
-            if codes[i] >= 0:
-                to = position + taps[codes[i]].position
-                if first <= to < last:
-                    plane[to * inner + i] += grads[i]
+            plane[(position + taps[codes[i]].position) * inner + i] += grads[i]
         position += step
         codes += inner
         grads += inner
 
 
-cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
-    """Visits the windows that reach into the band."""
+cdef void scatter_part(const Task* task, const lane* codes, const real* grads, Py_ssize_t position,
+                       Py_ssize_t first, Py_ssize_t last, real* plane) noexcept nogil:
+    """The same for those that lie at positions first .. last - 1, whatever the others are."""
+    cdef Py_ssize_t inner = task.geometry.inner, _, i, to
+    for _ in range(task.geometry.out_size[2]):
+        for i in range(inner):
+            if codes[i] >= 0:
+                to = position + task.indices.taps[codes[i]].position
+                if first <= to < last:
+                    plane[to * inner + i] += grads[i]
+        position += task.geometry.stride[2]
+        codes += inner
+        grads += inner
+
+
+cdef bint takes_pairs(const Task* task) noexcept nogil:
+    """May whole planes be scattered two at a time?"""
     cdef const PoolGeometry* g = task.geometry
-    cdef Py_ssize_t depth, row, first, position, bad = 0
-    cdef real* plane = task.grad_input + band.plane * g.in_size[0] * g.in_size[1] * in_row(g)
+    return task.indices.kind == CODE_8 and g.inner == 1 and flat(g)
+
+
+cdef Py_ssize_t scatter_pair(const Task* task, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Planes `first` and, if count is 2, the next; an invalid index leaves both at 0."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t outputs = output_size(g), inputs = input_size(g), bad = 0, i
+    cdef const uint8_t* codes = <const uint8_t*> task.indices.data + first * outputs
+    cdef real* plane = task.grad_input + first * inputs
+    memset(plane, 0, count * inputs * sizeof(real))
+    if not task.indices.trusted:
+        for i in range(count):
+            bad += check_plane(g, task.indices.taps, codes + i * outputs)
+    if bad:
+        return bad
+    if count == 2:
+        scatter_planes(True, g, task.indices.taps, codes, task.grad_output + first * outputs, plane)
+    else:
+        scatter_planes(False, g, task.indices.taps, codes, task.grad_output + first * outputs, plane)
+    return 0
+
+
+cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
+    """Visits the windows that reach into the band; where it is the plane, valid indices cannot miss it."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t depth, row, first, last, position, wrong, bad = 0
+    cdef real* plane = task.grad_input + band.plane * input_size(g)
     cdef const real* grads
     first = (band.depth * g.in_size[1] + band.first) * g.in_size[2]
-    memset(plane + first * g.inner, 0, (band.last - band.first) * in_row(g) * sizeof(real))
+    last = first + (band.last - band.first) * g.in_size[2]
+    memset(plane + first * g.inner, 0, (last - first) * g.inner * sizeof(real))
     for depth in range(first_window(g, 0, band.depth), last_window(g, 0, band.depth)):
         for row in range(first_window(g, 1, band.first), last_window(g, 1, band.last - 1)):
-            bad += load_indices(g, task.kind, task.trusted, task.indices, task.taps, band.plane, depth, row, s.codes)
+            wrong = load_indices(g, &task.indices, band.plane, depth, row, s.codes)
             position = ((depth * g.stride[0] - g.before[0]) * g.in_size[1]
                         + row * g.stride[1] - g.before[1]) * g.in_size[2] - g.before[2]
             grads = task.grad_output + ((band.plane * g.out_size[0] + depth) * g.out_size[1] + row) * out_row(g)
-            scatter_row(task, s.codes, grads, position, first,
-                        first + (band.last - band.first) * g.in_size[2], plane)
+            if wrong == 0 and (last - first) * g.inner == input_size(g):
+                scatter_row(task, s.codes, grads, position, plane)
+            else:
+                scatter_part(task, s.codes, grads, position, first, last, plane)
+            bad += wrong
+    return bad
+
+
+cdef Py_ssize_t spread_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
+    """Codes of 8 bits are read in place, others row by row."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef const real* end = task.grad_output + task.outputs
+    cdef Py_ssize_t row, lines = band.last - band.first, rows = g.kernel[1] * in_row(g), bad = 0
+    cdef Py_ssize_t at = (band.plane * g.out_size[1] + band.first) * out_row(g)
+    cdef real* to = task.grad_input + band.plane * input_size(g) + band.first * rows
+    cdef Grads w
+    w.values = task.grad_output + at
+    w.bytes = <const uint8_t*> task.indices.data + at
+    w.lanes = NULL
+    w.finish = NULL
+    if task.indices.kind == CODE_8:
+        if not task.indices.trusted:
+            bad = too_large(w.bytes, lines * out_row(g), g.kernel[1] * g.kernel[2])
+        spread_lines(g, &w, True, lines, to, end)
+    else:
+        for row in range(lines):
+            bad += load_indices(g, &task.indices, band.plane, 0, band.first + row, s.codes)
+            w.lanes = s.codes
+            w.values = task.grad_output + at + row * out_row(g)
+            spread_lines(g, &w, True, 1, to + row * rows, end)
+    if band.last == g.out_size[1]:
+        memset(to + lines * rows, 0, rows_after(g) * in_row(g) * sizeof(real))
     return bad
 
 
 cdef Py_ssize_t run_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
     cdef Scratch s
-    cdef Band band = band_of(unit, task.geometry.in_size, task.bands)
-    layout(task.geometry, task.gather, memory, &s)
-    if task.gather:
+    cdef Band band
+    if task.way == PAIRS:
+        return scatter_pair(task, 2 * unit, smaller(task.geometry.planes - 2 * unit, 2))
+    band = band_of(unit, task.cut, task.bands)
+    layout(task.geometry, task.way, memory, &s)
+    if task.way == GATHER:
         return gather_band(task, &band, &s)
+    if task.way == SPREAD:
+        return spread_band(task, &band, &s)
     return scatter_band(task, &band, &s)
 
 
 cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
     cdef Scratch s
-    cdef Py_ssize_t size = layout(g, task.gather, memory, &s), unit, units, bad = 0
+    cdef Py_ssize_t size = layout(g, task.way, memory, &s), unit, units, bad = 0
     cdef unsigned int mode = 0
     cdef int thread
-    task.bands = bands_of(g.planes * g.in_size[0], g.in_size[1], threads)
-    units = g.planes * g.in_size[0] * task.bands
-    if task.gather:
+    task.cut = &g.out_size[0] if task.way == SPREAD else &g.in_size[0]
+    task.bands = bands_of(g.planes * task.cut[0], task.cut[1], threads)
+    units = g.planes * task.cut[0] * task.bands
+    if task.way != SPREAD and task.bands == 1 and takes_pairs(task):
+        task.way = PAIRS
+        units = ceil_div(g.planes, 2)
+    if task.way == GATHER:
         for thread in range(threads):
             prepare(g, memory + thread * size)
     if threads == 1:
@@ -264,26 +326,37 @@ cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
     return bad
 
 
-def thread_bytes(cnp.ndarray geometry, bint by_gather):
+def thread_bytes(cnp.ndarray geometry, bint gathers):
     """Bytes of workspace that `backward` needs for each thread."""
     cdef Scratch s
-    return layout(<const PoolGeometry*> cnp.PyArray_DATA(geometry), by_gather, NULL, &s)
+    return layout(<const PoolGeometry*> cnp.PyArray_DATA(geometry), GATHER if gathers else SCATTER, NULL, &s)
 
 
-def backward(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray grad_output, cnp.ndarray indices,
-             int kind, bint trusted, bint by_gather, cnp.ndarray grad_input, cnp.ndarray workspace, int threads):
+def backward(cnp.ndarray geometry, cnp.ndarray taps, codes_at, cnp.ndarray grad_output, cnp.ndarray indices,
+             int kind, bint trusted, bint gathers, cnp.ndarray grad_input, cnp.ndarray workspace, int threads):
     """Writes every element of `grad_input`; returns the number of indices that no window holds."""
+    cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
+    cdef PoolGeometry longer
     cdef Task task
     cdef Py_ssize_t bad
-    task.geometry = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
-    task.taps = <const Tap*> cnp.PyArray_DATA(taps)
+    task.geometry = g
+    task.way = GATHER if gathers else SCATTER
+    if lies_side_by_side(g):
+        task.way = SPREAD
+        if kind == CODE_8:
+            longer = side_by_side(g)
+            task.geometry = &longer
     task.grad_output = <const real*> cnp.PyArray_DATA(grad_output)
     task.outputs = cnp.PyArray_SIZE(grad_output)
-    task.indices = cnp.PyArray_DATA(indices)
-    task.kind = <IndexKind> kind
-    task.trusted = trusted
-    task.gather = by_gather
+    task.indices.data = cnp.PyArray_DATA(indices)
+    task.indices.kind = <IndexKind> kind
+    task.indices.trusted = trusted
+    task.indices.taps = <const Tap*> cnp.PyArray_DATA(taps)
+    task.indices.codes_at = NULL
+    if codes_at is not None:
+        task.indices.codes_at = <const int32_t*> cnp.PyArray_DATA(<cnp.ndarray> codes_at)
+        task.indices.reach = cnp.PyArray_SIZE(<cnp.ndarray> codes_at)
     task.grad_input = <real*> cnp.PyArray_DATA(grad_input)
     memory += -<Py_ssize_t> memory & 63
     with nogil:

@@ -55,6 +55,7 @@ cdef extern from "simd.h" nogil:
 
     ivec iload(const lane* p) noexcept
     void istore(lane* p, ivec v) noexcept
+    ivec iload_bytes(const unsigned char* p) noexcept
     ivec iset1(lane x) noexcept
     ivec iadd(ivec a, ivec b) noexcept
     ivec imax(ivec a, ivec b) noexcept
@@ -65,6 +66,7 @@ cdef extern from "simd.h" nogil:
     vec vadd_where(vmask m, vec total, vec x) noexcept
     vec vmax(vec a, vec b) noexcept
     vec vdiv(vec a, vec b) noexcept
+    vec vquotient(vec a, vec b, vec reciprocal) noexcept
     vec vzip_low(vec a, vec b) noexcept
     vec vzip_high(vec a, vec b) noexcept
     void vstore_apart(real* to, Py_ssize_t count, vec v) noexcept

@@ -1,0 +1,111 @@
+"""Which way the values of a pooling problem are computed, and the units of work that its threads share."""
+
+from fastconv.kernels.gemm_pack cimport ceil_div, smaller
+from fastconv.kernels.pool cimport Band, PoolGeometry, band_of, bands_of, carve, reach, window_rows
+from fastconv.kernels.pool_direct cimport (
+    pair_band, pixel_band, reduce_planes, takes_pairs, takes_pixels, takes_planes,
+)
+from fastconv.kernels.pool_reduce cimport Values
+from fastconv.kernels.pool_strip cimport Strip, carve_strip, pool_band, prepare_strip
+from fastconv.kernels.simd cimport VL, real
+
+
+cdef enum Way:
+    STRIPS = 0
+    PAIRS = 1
+    PIXELS = 2
+    PLANES = 3
+
+
+# One call. Where windows stay inside their planes' rows, planes are stacked to one tall plane.
+cdef struct Call:
+    Values values
+    PoolGeometry geometry
+    Way way
+    Py_ssize_t bands             # of a plane
+    Py_ssize_t group             # planes of a unit
+    Py_ssize_t units
+    char* memory                 # of the threads
+    Py_ssize_t size              # of one thread's part
+
+
+# Scratch of one thread.
+cdef struct Scratch:
+    Strip strip
+    const real** rows            # under a row of windows
+
+
+cdef inline Way way_of(const PoolGeometry* g) noexcept nogil:
+    if takes_planes(g):
+        return PLANES
+    if takes_pairs(g):
+        return PAIRS
+    return PIXELS if takes_pixels(g) else STRIPS
+
+
+cdef inline Py_ssize_t layout(const PoolGeometry* g, char* memory, Scratch** s) noexcept nogil:
+    """Lays a thread's scratch out from `memory` on; returns its size."""
+    cdef char* start = memory
+    cdef Scratch here
+    cdef Way way = way_of(g)
+    s[0] = <Scratch*> carve(&memory, sizeof(Scratch))
+    here.rows = <const real**> carve(&memory, window_rows(g) * <Py_ssize_t> sizeof(void*))
+    if way == STRIPS:
+        carve_strip(g, &memory, &here.strip)
+    if start != NULL:
+        s[0][0] = here
+    return memory - start
+
+
+cdef inline bint stacks(const PoolGeometry* g) noexcept nogil:
+    """Do the rows of windows fill their planes and never overlap?"""
+    return (g.in_size[0] == 1 and g.kernel[0] == 1 and g.out_size[0] == 1 and g.before[1] == 0
+            and reach(g, 1) < g.stride[1] and g.out_size[1] * g.stride[1] == g.in_size[1])
+
+
+cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int threads, char* memory) noexcept nogil:
+    cdef int _
+    cdef Scratch* s
+    call.geometry = g[0]
+    call.values.geometry = &call.geometry
+    call.way = way_of(g)
+    call.memory = memory
+    if call.way == PAIRS and stacks(g):
+        call.geometry.planes = 1
+        call.geometry.in_size[1] *= g.planes
+        call.geometry.out_size[1] *= g.planes
+        call.values.finish.row_step = 0
+    for _ in range(threads):
+        call.size = layout(&call.geometry, memory, &s)
+        if call.way == STRIPS:
+            prepare_strip(maximum, &call.values, &s.strip)
+        memory += call.size
+    g = &call.geometry
+    call.bands = bands_of(g.planes * g.out_size[0], g.out_size[1], threads)
+    call.units = g.planes * g.out_size[0] * call.bands
+    call.group = 1
+    if call.way == PLANES:
+        call.group = VL
+    elif call.way == STRIPS and call.bands == 1:
+        call.group = smaller(s.strip.planes, ceil_div(g.planes, 4 * threads)) if threads > 1 else s.strip.planes
+    if call.group > 1:
+        call.units = ceil_div(g.planes, call.group)
+
+
+cdef inline void run_unit(bint maximum, const Call* call, Py_ssize_t unit, int thread) noexcept nogil:
+    cdef Scratch* s = <Scratch*> (call.memory + thread * call.size)
+    cdef Band band
+    if call.way == PLANES:
+        reduce_planes(maximum, &call.values, unit * VL)
+        return
+    band = band_of(unit, call.geometry.out_size, call.bands)
+    if call.group > 1:
+        band.plane = unit * call.group
+        pool_band(maximum, &call.values, &s.strip, &band, smaller(call.group, call.geometry.planes - band.plane))
+        return
+    if call.way == PAIRS:
+        pair_band(maximum, &call.values, s.rows, &band)
+    elif call.way == PIXELS:
+        pixel_band(maximum, &call.values, s.rows, &band)
+    else:
+        pool_band(maximum, &call.values, &s.strip, &band, 1)
