@@ -19,12 +19,13 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
         "efficientnet_b0": ("depthwise",),
         "convnext_t": ("depthwise",),
     },
-    "first": {network: ("first",) for network in ("resnet50", "vgg16", "mobilenetv2", "convnext_t")},
+    "first": dict.fromkeys(("resnet50", "vgg16", "mobilenetv2", "convnext_t"), ("first",)),
     "grouped": {"resnext50_32x4d": ("grouped",), "shufflenet": ("grouped",)},
     "filters": {"filters": ("first",)},
     "pools": {"pools": ("max", "avg")},
     "argmax_pools": {"pools": ("argmax",)},
 }
+
 
 _PREPACKED = ("torch_nchw", "torch_channels_last", "onnxruntime", "openvino", "ncnn")
 POOL_PEERS = (

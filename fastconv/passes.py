@@ -30,7 +30,10 @@ GEOMETRY = np.dtype(
     + [(name, np.intp) for name in ("out_offset", "out_image", "out_group", "out_row")]
     + [("out_axis", np.intp, 3)]
     + [(name, np.intp) for name in ("weight_group", "weight_row", "weight_channel")]
-    + [(name, np.intp) for name in ("relu", "stream", "bands", "skips", "depth_block", "row_block", "pixel_block")]
+    + [
+        (name, np.intp)
+        for name in ("relu", "stream", "bands", "skips", "depth_block", "row_block", "pixel_block")
+    ]
 )
 # Where the micro-kernel reads the weights: the enum Source of kernels/gemm_task.pxd.
 IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
@@ -198,7 +201,8 @@ def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dt
     by_vectors, by_halves = idle(vector), idle(vector // 2) + BAND_HALF_ROWS
     in_halves = load(dtype).machine.has_halves() and by_halves < by_vectors
     in_panels = rows * (-(-height * width // vector) * vector / (height * width) - 1)
-    if band > BAND_BYTES or min(by_vectors, by_halves if in_halves else by_vectors) - in_panels > BAND_IDLE_ROWS:
+    in_bands = by_halves if in_halves else by_vectors
+    if band > BAND_BYTES or in_bands - in_panels > BAND_IDLE_ROWS:
         return NO_BANDS
     return HALF_BANDS if in_halves else BANDS
 

@@ -105,7 +105,8 @@ def test_no_access_out_of_bounds_of_the_bias_gradient(shape, at, cage, isa, dtyp
     np.testing.assert_allclose(got, grad.sum(axis=(0, 2, 3)), atol=1e-5)
 
 
-READINGS = [(-(1 << 62), 1 << 62), (-(1 << 62), 0), (1 << 62, 0)]  # BAND_IDLE_ROWS, PACK_PIXELS: as in test_gemm.py
+# BAND_IDLE_ROWS, PACK_PIXELS: as in test_gemm.py
+READINGS = [(-(1 << 62), 1 << 62), (-(1 << 62), 0), (1 << 62, 0)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect")

@@ -12,7 +12,7 @@ Every sum runs over k in ascending order, whatever the tile: a result does not d
 """
 
 from fastconv.kernels.simd cimport (
-    NV, REGISTERS, SHIFTS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload,
+    MR, NV, REGISTERS, SHIFTS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload,
     vload_halves, vrelu, vset1, vstore, vstore_first, vstream, vzero,
 )
 
