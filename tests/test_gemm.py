@@ -14,6 +14,7 @@ from conftest import (
     oracle,
     result_shape,
 )
+from numpy.testing import assert_allclose, assert_array_equal
 
 import fastconv
 from fastconv import calls, engine, passes, plan
@@ -46,6 +47,40 @@ def test_pixels_around_the_tile(tile, dtype):
                 check("input_grad", operands(problem, dtype), "gemm")
         problem = case((1, 2, 2, 2 * pixels + 3), (3, 2, 2, 3), stride=(1, 2), padding=1)
         check("forward", operands(problem, dtype), "gemm")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_tiles_of_every_height(kernel, threads, tile, dtype):
+    most, _, lanes = tile
+    with fastconv.threads(threads):
+        for filters in range(1, most + 2):
+            problem = case((2, 5, 4, 7 * lanes + 3), (filters, 5, kernel, kernel), padding=kernel // 2)
+            check("forward", operands(problem, dtype), "gemm")
+
+
+@pytest.mark.parametrize("columns", [7, 8, 20, 24, 40])
+@pytest.mark.parametrize("filters", [3, 8, 20, 40])
+def test_rows_of_half_vectors(filters, columns, isa, dtype):
+    for stride in (1, 2, 3):
+        problem = case((2, 4, 7, columns * stride), (filters, 4, 3, 3), stride=stride, padding=1)
+        check("forward", operands(problem, dtype), "gemm")
+        check("input_grad", operands(problem, dtype), "gemm")
+
+
+@pytest.mark.parametrize("value", [1.0, np.inf, np.nan])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_taps_in_the_padding(threads, value, isa, dtype):
+    """Left out where they add zeros; an infinite weight times a zero of the padding is no zero."""
+    problem = case((2, 3, 10, 24), (8, 3, 7, 5), dilation=(3, 2), padding=(9, 4))
+    assert plan.plan_conv(problem.problem, "forward", dtype, "gemm").passes[0].geometry["skips"]
+    data = operands(problem, dtype)
+    data.weight[2, 1, 0, 3] = value
+    with fastconv.threads(threads):
+        found, expected = (compute("forward", data, name) for name in ("gemm", "direct"))
+    assert_array_equal(np.isfinite(found), np.isfinite(expected))
+    finite = np.isfinite(expected)
+    assert_allclose(found[finite], expected[finite], rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("width", [1, 3, 4, 5, 7])

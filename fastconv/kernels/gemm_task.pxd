@@ -283,13 +283,13 @@ cdef inline Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t chann
 
 
 cdef inline Panel image_panel_at(const Task* task, Py_ssize_t vector, Py_ssize_t channel, int most) noexcept nogil:
-    """As panel_at, but read from the image as it lies, and as wide as the image allows."""
+    """As panel_at, but read from the image as it lies, and as wide as a tile may be where it is whole panels."""
     cdef const Geometry* g = task.geometry
     cdef Panel p = panel_at(task, vector // NV, channel)
     cdef Py_ssize_t left = smaller(task.pixels - vector * VL, plane_size(g) - p.pixel % plane_size(g))
     if p.image == NULL:
         return p
-    p.vectors = most // NV * NV if left >= most // NV * NR else NV
+    p.vectors = most if most % NV == 0 and left >= most * VL else NV
     p.columns = p.vectors * VL
     p.slots = task.slots
     p.b = <real*> p.image
