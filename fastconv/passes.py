@@ -52,7 +52,7 @@ STREAM_HALVES_BYTES = 16 << 20  # ... or from here, where a line takes two store
 STREAM_DEPTH = 64  # the least depth that is no longer little
 PACK_PIXELS = 128  # fewer pixels than this leave a plain call's weights where they are
 PAGE = 4096  # columns of weights this far apart, or a multiple, share a few lines of each cache: pack them
-BAND_IDLE_ROWS = 32  # filling im2col panels tap by tap costs as much as multiplying so many more rows
+BAND_IDLE_ROWS = 20  # filling im2col panels tap by tap costs as much as multiplying so many more rows
 BAND_HALF_ROWS = 3  # reading vectors in halves costs as much as multiplying so many more
 PADDING_SHARE = 0.05  # of the products with rows of the padding, from here on they are left out
 MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared out more coarsely
@@ -200,9 +200,14 @@ def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dt
 
     by_vectors, by_halves = idle(vector), idle(vector // 2) + BAND_HALF_ROWS
     in_halves = load(dtype).machine.has_halves() and by_halves < by_vectors
-    in_panels = rows * (-(-height * width // vector) * vector / (height * width) - 1)
+    # Panels run on into the next image where the last vector of one would be mostly empty.
+    pixels = height * width * int(geometry["batch"])
+    in_panels = rows * (-(-pixels // vector) * vector / pixels - 1)
     in_bands = by_halves if in_halves else by_vectors
-    if band > BAND_BYTES or in_bands - in_panels > BAND_IDLE_ROWS:
+    # Bands want packed weights, and large ones that meet few pixels are not worth packing.
+    weights = int(geometry["groups"]) * rows * int(geometry["channels"]) * len(table) * dtype.itemsize
+    costly = pixels < PACK_PIXELS and weights > PACK_LIMIT
+    if costly or band > BAND_BYTES or in_bands - in_panels > BAND_IDLE_ROWS:
         return NO_BANDS
     return HALF_BANDS if in_halves else BANDS
 

@@ -15,7 +15,7 @@ The element that tap (h, w) meets at output (y, x) is then at the vector's start
 
 from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport (
-    ceil_div, copy_stepped, larger, smaller,
+    ceil_div, copy_every_fourth, copy_stepped, larger, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport VL, real, vstore, vzero
@@ -108,12 +108,17 @@ cdef inline void surround(real* to, Py_ssize_t first, Py_ssize_t last, Py_ssize_
 cdef inline void fill_row(const Band* b, Py_ssize_t phases, const real* source, real* to) noexcept nogil:
     """One row of the input, or zeros if there is none; `phases` is that of the band."""
     cdef Py_ssize_t q, first, last, inside = b.inside if source != NULL else 0
+    cdef const real* start
     for q in range(phases):
         first = ceil_div(b.before - q, phases)
         last = ceil_div(b.before + inside - q, phases)
         surround(to, first, last, b.length)
         if last > first:
-            copy_stepped(to + first, source + b.first + (q + first * phases - b.before), last - first, phases)
+            start = source + b.first + (q + first * phases - b.before)
+            if phases == 4:
+                copy_every_fourth(to + first, start, last - first)
+            else:
+                copy_stepped(to + first, start, last - first, phases)
         to += b.length
 
 
@@ -138,6 +143,8 @@ cdef inline void fill_band(const Geometry* g, const Band* b, const real* image, 
                 fill_row(b, 1, source, to)
             elif b.phases == 2:
                 fill_row(b, 2, source, to)
+            elif b.phases == 4:
+                fill_row(b, 4, source, to)
             else:
                 fill_row(b, b.phases, source, to)
 

@@ -106,13 +106,15 @@ cdef inline int most_vectors(const int rows, bint halves) noexcept nogil:
     return 3 if halves and widest(rows) > 3 else widest(rows)
 
 
-cdef inline void multiply(const int rows, const int vectors, const Right right, vec* acc, const real** a,
-                          Py_ssize_t a_row, const real** b, Py_ssize_t offset, real* kept) noexcept nogil:
+cdef inline void multiply(const int rows, const int vectors, const Left left, const Right right, vec* acc,
+                          const real** a, Py_ssize_t a_row, const real** b, Py_ssize_t offset,
+                          real* kept) noexcept nogil:
     """One step of the depth: acc[i, j] += a[i] * b[j]; a fused tile keeps b.
 
     Of a banded tile, b holds the address of each vector, from which the row at hand is `offset` away.
 
-    a holds the address of every fourth row: far fewer than rows, and the rows between are one index away.
+    a holds the address of every fourth row: far fewer than rows, and the rows between are one index away. Rows
+    that lie side by side need one address alone.
     """
     cdef vec[WIDEST] b_row
     cdef vec a_value
@@ -125,7 +127,7 @@ cdef inline void multiply(const int rows, const int vectors, const Right right, 
         if right == FUSED:
             vstore(kept + j * VL, b_row[j])
     for i in range(rows):
-        a_value = vset1(a[0][i] if right >= BANDED else a[i // 4][i % 4 * a_row])
+        a_value = vset1(a[i // 4][i % 4 * a_row] if left == ROWS else a[0][i])
         for j in range(vectors):
             acc[i * vectors + j] = vfma_onto(acc[i * vectors + j], a_value, b_row[j])
 
@@ -156,17 +158,25 @@ cdef inline void start_sums(const int rows, const int vectors, vec* acc, const T
 
 
 cdef inline void store_apart(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
-    """Each vector to a place of its own."""
+    """Each vector to a place of its own: row by row where all are whole, as memory likes it."""
     cdef int i, j
-    cdef real* to
+    cdef Py_ssize_t[WIDEST] to
+    cdef bint whole = True
     for j in range(vectors):
-        to = t.out + t.slots[j].pixel
-        if t.stream and t.slots[j].columns == VL:
+        to[j] = t.slots[j].pixel
+        whole = whole and t.slots[j].columns == VL
+    if whole and t.stream:
+        for i in range(rows):
+            for j in range(vectors):
+                vstream(t.out + i * t.out_row + to[j], acc[i * vectors + j])
+    elif whole:
+        for i in range(rows):
+            for j in range(vectors):
+                vstore(t.out + i * t.out_row + to[j], acc[i * vectors + j])
+    else:
+        for j in range(vectors):
             for i in range(rows):
-                vstream(to + i * t.out_row, acc[i * vectors + j])
-        else:
-            for i in range(rows):
-                vstore_first(to + i * t.out_row, t.slots[j].columns, acc[i * vectors + j])
+                vstore_first(t.out + i * t.out_row + to[j], t.slots[j].columns, acc[i * vectors + j])
 
 
 cdef inline void store_sums(const int rows, const int vectors, const Right right, vec* acc,
@@ -204,77 +214,90 @@ cdef inline void step_down(const int rows, Tile* t) noexcept nogil:
         t.bias += rows
 
 
+cdef inline void step_weights(const int rows, const Left left, const real** a, Py_ssize_t step) noexcept nogil:
+    cdef int i
+    for i in range(0, rows if left == ROWS else 1, 4):
+        a[i // 4] += step
+
+
+cdef inline void run_down_panel(const int rows, const int vectors, const Left left, const Right right, vec* acc,
+                                const real** a, Py_ssize_t a_row, Py_ssize_t a_step, Tile* t) noexcept nogil:
+    """The whole depth of a panel, while what comes next is fetched."""
+    cdef Py_ssize_t _k, b_step = t.image_row if right == FUSED else vectors * VL
+    cdef int _i
+    cdef const real* b = t.image if right == FUSED else t.b
+    cdef real* kept = t.b
+    cdef const real* line = t.ahead.line
+    cdef Py_ssize_t line_step = t.ahead.step, lines_left = t.ahead.left
+    cdef const real* coming      # row of the image to fetch: of this panel, then of the one beside it
+    cdef Py_ssize_t rows_left
+    if right == FUSED:
+        rows_left = t.depth - AHEAD
+        coming = t.image + (AHEAD * b_step if rows_left > 0 else vectors * VL)
+    for _k in range(t.depth // UNROLL):
+        prefetch_far(line)
+        line += line_step
+        lines_left -= 1
+        if lines_left == 0:
+            line += t.ahead.jump
+            lines_left = t.ahead.lines
+        for _i in range(UNROLL):
+            if right == FUSED:
+                fetch_row(vectors, coming)
+                coming += b_step
+                rows_left -= 1
+                if rows_left == 0:
+                    coming = t.image + vectors * VL
+            multiply(rows, vectors, left, right, acc, a, a_row, &b, 0, kept)
+            step_weights(rows, left, a, a_step)
+            b += b_step
+            kept += vectors * VL
+    for _k in range(t.depth // UNROLL * UNROLL, t.depth):
+        multiply(rows, vectors, left, right, acc, a, a_row, &b, 0, kept)
+        step_weights(rows, left, a, a_step)
+        b += b_step
+        kept += vectors * VL
+    spend(t.ahead, t.depth // UNROLL, line, lines_left)
+
+
+cdef inline void run_down_band(const int rows, const int vectors, const Left left, const Right right, vec* acc,
+                               const real** a, Py_ssize_t a_row, Py_ssize_t a_step, const Tile* t) noexcept nogil:
+    """The runs of the depth that are not left out."""
+    cdef Py_ssize_t _run, k
+    cdef int i, j
+    cdef const real* b[2 * WIDEST]
+    cdef const Py_ssize_t* offsets = t.offsets
+    for _run in range(t.runs):
+        for j in range(2 * vectors if right == HALVES else vectors):
+            b[j] = as_one(t.b + t.slots[j].start)
+        for k in range(t.depth // UNROLL):
+            for i in range(UNROLL):
+                multiply(rows, vectors, left, right, acc, a, a_row, b, offsets[k * UNROLL + i], NULL)
+                step_weights(rows, left, a, a_step)
+        for k in range(t.depth // UNROLL * UNROLL, t.depth):
+            multiply(rows, vectors, left, right, acc, a, a_row, b, offsets[k], NULL)
+            step_weights(rows, left, a, a_step)
+        offsets += t.depth + t.skip
+        step_weights(rows, left, a, t.skip * a_step)
+
+
 cdef inline void tiles(const int rows, const int vectors, const Left left, const Right right,
                        Tile* t) noexcept nogil:
     """What only changes from tile to tile stays in memory: every register belongs to the loop over k."""
     cdef vec[REGISTERS] acc
-    cdef int i, j
-    cdef Py_ssize_t _run, k, a_row = t.a_row if left == ROWS else 1
+    cdef int i
+    cdef Py_ssize_t a_row = t.a_row if left == ROWS else 1
     cdef Py_ssize_t a_step = 1 if left == ROWS else rows if left == BLOCKS else t.a_step
-    cdef Py_ssize_t b_step = t.image_row if right == FUSED else vectors * VL
     cdef const real* a[4]
-    cdef const real* b[WIDEST]
-    cdef real* kept
-    cdef const real* line
-    cdef const Py_ssize_t* offsets
-    cdef Py_ssize_t line_step, lines_left, offset
-    cdef const real* coming      # row of the image to fetch: of this panel, then of the one beside it
-    cdef Py_ssize_t rows_left
-
     while t.blocks > 0:
-        for i in range(0, rows, 4):
+        for i in range(0, rows if left == ROWS else 1, 4):
             a[i // 4] = t.a + i * a_row
-        b[0] = t.image if right == FUSED else t.b
-        kept = t.b
-        if right == FUSED:
-            rows_left = t.depth - AHEAD
-            coming = t.image + (AHEAD * b_step if rows_left > 0 else vectors * VL)
-        line = t.ahead.line
-        line_step = t.ahead.step
-        lines_left = t.ahead.left
         start_sums(rows, vectors, acc, t)
-        offsets = t.offsets
-        for _run in range(t.runs if right >= BANDED else 1):
-            if right >= BANDED:
-                for j in range(2 * vectors if right == HALVES else vectors):
-                    b[j] = as_one(t.b + t.slots[j].start)
-            for k in range(t.depth // UNROLL):
-                if right < BANDED:
-                    prefetch_far(line)
-                    line += line_step
-                    lines_left -= 1
-                    if lines_left == 0:
-                        line += t.ahead.jump
-                        lines_left = t.ahead.lines
-                for i in range(UNROLL):
-                    offset = offsets[k * UNROLL + i] if right >= BANDED else 0
-                    if right == FUSED:
-                        fetch_row(vectors, coming)
-                        coming += b_step
-                        rows_left -= 1
-                        if rows_left == 0:
-                            coming = t.image + vectors * VL
-                    multiply(rows, vectors, right, acc, a, a_row, b, offset, kept)
-                    for j in range(0, rows, 4):
-                        a[j // 4] += a_step
-                    if right < BANDED:
-                        b[0] += b_step
-                    kept += vectors * VL
-            for k in range(t.depth // UNROLL * UNROLL, t.depth):
-                offset = offsets[k] if right >= BANDED else 0
-                multiply(rows, vectors, right, acc, a, a_row, b, offset, kept)
-                for j in range(0, rows, 4):
-                    a[j // 4] += a_step
-                if right < BANDED:
-                    b[0] += b_step
-                kept += vectors * VL
-            if right >= BANDED:
-                offsets += t.depth + t.skip
-                for j in range(0, rows, 4):
-                    a[j // 4] += t.skip * a_step
+        if right >= BANDED:
+            run_down_band(rows, vectors, left, right, acc, a, a_row, a_step, t)
+        else:
+            run_down_panel(rows, vectors, left, right, acc, a, a_row, a_step, t)
         store_sums(rows, vectors, right, acc, t)
-        if right < BANDED:
-            spend(t.ahead, t.depth // UNROLL, line, lines_left)
         step_down(rows, t)
         t.blocks -= 1
 

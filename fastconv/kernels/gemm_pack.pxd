@@ -105,6 +105,17 @@ cdef inline void copy_every_second(real* to, const real* source, Py_ssize_t coun
         vload_first(source + 2 * i + VL, larger(left - VL, 0))))
 
 
+cdef inline void copy_every_fourth(real* to, const real* source, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i + VL < count:
+        vstore(to + i, veven(veven(vload(source + 4 * i), vload(source + 4 * i + VL)),
+                             veven(vload(source + 4 * i + 2 * VL), vload(source + 4 * i + 3 * VL))))
+        i += VL
+    while i < count:
+        to[i] = source[4 * i]
+        i += 1
+
+
 cdef inline void copy_stepped(real* to, const real* source, Py_ssize_t count, Py_ssize_t step) noexcept nogil:
     cdef Py_ssize_t i
     if step == 1:

@@ -198,7 +198,7 @@ cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row
 cdef inline void scatter(const Task* task, const Panel* panel, Py_ssize_t row, Py_ssize_t rows,
                          const real* values) noexcept nogil:
     cdef Py_ssize_t stride = panel.vectors * VL, lanes = lanes_of_slot(task.geometry), j
-    if panel.slots == NULL:
+    if panel.slots == NULL or task.is_band:
         store_scattered(task, row, rows, panel.pixel, panel.columns, values, stride)
         return
     for j in range(stride // lanes):
