@@ -2,7 +2,7 @@
 
     out[i, j] = activation(start[i, j] + sum over k of a[i * a_row + k * a_step] * b[k * width + j])
 
-for i < blocks * rows, rows <= MR, and j < width = vectors * VL <= NR. `start` is a matrix, a bias a row,
+for i < blocks * rows, rows <= MR, and j < width = vectors * VL: at most NR, of banded tiles WIDEST * VL. `start` is a matrix, a bias a row,
 or zero.
 b is packed: `width` values a step. A fused tile reads b from an image of row stride `image_row` and packs
 it into `b` on the way, for the tiles that follow. A banded tile finds vector v of row k of b at
@@ -20,7 +20,7 @@ cdef enum:
     LINE = 64 // sizeof(real)
     # Rows of the image fetched ahead: 24 x 14 cycles cover the latency of the third cache level.
     AHEAD = 24
-    # Vectors of a banded tile: beyond it a tile of one row gains nothing.
+    # Vectors of a banded tile at most: 12 chains hide the latency of two FMA pipes from 2 rows on. Not swept.
     WIDEST = 6
 
 
@@ -157,7 +157,7 @@ cdef inline void start_sums(const int rows, const int vectors, vec* acc, const T
                 acc[i * vectors + j] = vzero()
 
 
-cdef inline void store_apart(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
+cdef inline void store_slots(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
     """Each vector to a place of its own: row by row where all are whole, as memory likes it."""
     cdef int i, j
     cdef Py_ssize_t[WIDEST] to
@@ -187,7 +187,7 @@ cdef inline void store_sums(const int rows, const int vectors, const Right right
             for j in range(vectors):
                 acc[i * vectors + j] = vrelu(acc[i * vectors + j])
     if right == BANDED and t.apart:
-        store_apart(rows, vectors, acc, t)
+        store_slots(rows, vectors, acc, t)
     elif t.stream and t.columns == vectors * VL:
         for i in range(rows):
             for j in range(vectors):
