@@ -2,8 +2,8 @@
 
     out[i, j] = activation(start[i, j] + sum over k of a[i * a_row + k * a_step] * b[k * width + j])
 
-for i < blocks * rows, rows <= MR, and j < width = vectors * VL: at most NR, of banded tiles WIDEST * VL. `start` is a matrix, a bias a row,
-or zero.
+for i < blocks * rows, rows <= MR, and j < width = vectors * VL: at most NR, of banded tiles WIDEST * VL.
+`start` is a matrix, a bias a row, or zero.
 b is packed: `width` values a step. A fused tile reads b from an image of row stride `image_row` and packs
 it into `b` on the way, for the tiles that follow. A banded tile finds vector v of row k of b at
 b + slots[v].start + offsets[k], and each of its vectors may have a place of its own in the output. Of a
