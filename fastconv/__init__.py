@@ -10,11 +10,12 @@ The rooms, from the top; each imports only rooms below it:
     plan                             problem + CPU -> frozen Plan: which algorithm, why, in which passes
     passes                           the geometries and blockings that kernels read; the thresholds
     registry                         the table of kernels
-    engine  threads  workspace       which compiled engine, how many threads, whose scratch memory
+    threads  workspace               how many threads, whose scratch memory
     im2col                           the textbook form
     problem_pool                     frozen PoolProblem: geometry, validation, shapes
     problem                          frozen ConvProblem, and the shape algebra that both share
     arrays                           what arrays are accepted
+    engine                           which compiled engine runs
     reference  testing               the float64 oracle; gradcheck for any function of arrays
     kernels/                         all Cython: one .pyx a family, micro-kernels in .pxd, simd.h
     _engines/                        the kernels compiled, once for each (isa, dtype)

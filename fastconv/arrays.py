@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import numpy as np
+
+from fastconv.engine import load
 
 Array = np.ndarray[Any, Any]
 
@@ -51,8 +55,13 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     size = prod(shape) * dtype.itemsize
     if size < ALIGNED_BYTES:
         return np.empty(shape, dtype)
-    memory = np.empty(size + LINE, np.uint8)
-    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
+    array: Array = _empty_on_line()(shape, dtype, size)
+    return array
+
+
+@functools.cache
+def _empty_on_line() -> Callable[[tuple[int, ...], np.dtype[Any], int], Array]:
+    return load(FLOAT32).machine.empty_on_line  # type: ignore[no-any-return]
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

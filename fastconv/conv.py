@@ -94,6 +94,16 @@ def _plain_key(
     return None
 
 
+def _is_plain_bias(bias: Any, weight: Array, dtype: np.dtype[Any]) -> bool:
+    """Does it need no more checks than `check_bias` would make?"""
+    return (
+        bias.__class__ is np.ndarray
+        and bias.dtype is dtype
+        and bias.shape == weight.shape[:1]
+        and bias.flags.carray
+    )
+
+
 def _remember(key: tuple[Any, ...] | None, call: Call) -> Call:
     if key is not None:
         if len(_seen) >= KNOWN_CALLS:
@@ -206,8 +216,6 @@ def conv2d(
         and padding.__class__ is int
         and dilation.__class__ is int
         and groups.__class__ is int
-        and bias is None
-        and out is None
     ):
         dtype = input.dtype
         if (
@@ -215,6 +223,7 @@ def conv2d(
             and weight.dtype is dtype
             and input.flags.carray
             and weight.flags.carray
+            and (bias is None or _is_plain_bias(bias, weight, dtype))
         ):
             key = (
                 input.shape, weight.shape, dtype is FLOAT32, stride, padding, dilation, groups,
@@ -225,9 +234,11 @@ def conv2d(
             except TypeError:  # an argument that cannot be hashed is refused below, by name
                 call = None
             if call is not None:
+                if out is not None:
+                    return call((input, weight, bias), out)
                 output = new_array(call.output_shape, dtype)
                 threads = 1 if call.most_threads == 1 else min(get_num_threads(), call.most_threads)
-                call.run(input, weight, None, output, threads)
+                call.run(input, weight, bias, output, threads)
                 return output
             call = _forward_call(
                 input, weight, stride, padding, dilation, groups, padding_mode, layout, activation, algorithm
@@ -235,7 +246,7 @@ def conv2d(
             if len(_seen) >= KNOWN_CALLS:
                 _seen.clear()
             _seen[key] = call
-            return call((input, weight, None), None)
+            return call((input, weight, bias), out)
     x = as_operand(input, "input")
     w = as_operand(weight, "weight", x.dtype)
     call = _forward_call(x, w, stride, padding, dilation, groups, padding_mode, layout, activation, algorithm)

@@ -20,11 +20,12 @@ ROOMS = (
     ("plan",),
     ("passes",),
     ("registry",),
-    ("engine", "threads", "workspace"),
+    ("threads", "workspace"),
     ("im2col",),
     ("problem_pool",),
     ("problem",),
     ("arrays",),
+    ("engine",),
     ("reference", "testing"),
 )
 HEIGHT = {room: -level for level, rooms in enumerate(ROOMS) for room in rooms}

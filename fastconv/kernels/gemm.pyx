@@ -14,7 +14,7 @@ from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.gemm_band cimport Band, list_offsets, list_slots, shape_band, slots_of
 from fastconv.kernels.gemm_cut cimport (
-    Partition, aligned, cut, depth_of, is_band, panels_size, sums_row, sums_size, tables_size, thread_size,
+    Partition, aligned, cut, depth_of, is_swept, panels_size, sums_row, sums_size, tables_size, thread_size,
 )
 from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport (
@@ -135,11 +135,11 @@ cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     cdef unsigned int mode = 0
     cdef Band band
     base.offsets = NULL
-    base.is_band = base.source == PACKED and is_band(base.geometry, base.taps)
+    base.swept = base.source == PACKED and is_swept(base.geometry, base.taps)
     base.skips = base.geometry.skips and are_finite(base)
     if base.geometry.bands:
         list_band(base, &p, &band, scratch)
-    elif base.is_band:
+    elif base.swept:
         list_image(base, scratch)
     scratch += tables_size(base.geometry, base.taps, &p)
     if threads == 1 or units == 1:

@@ -15,7 +15,7 @@ The element that tap (h, w) meets at output (y, x) is then at the vector's start
 
 from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport (
-    ceil_div, copy_every_fourth, copy_stepped, larger, smaller,
+    ceil_div, copy_stepped, larger, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport VL, real, vstore, vzero
@@ -115,10 +115,7 @@ cdef inline void fill_row(const Band* b, Py_ssize_t phases, const real* source, 
         surround(to, first, last, b.length)
         if last > first:
             start = source + b.first + (q + first * phases - b.before)
-            if phases == 4:
-                copy_every_fourth(to + first, start, last - first)
-            else:
-                copy_stepped(to + first, start, last - first, phases)
+            copy_stepped(to + first, start, last - first, phases)
         to += b.length
 
 

@@ -7,6 +7,10 @@ from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, VL, real
 
 
+cdef enum:
+    SWEPT_DEPTH = 12  # rows of an image whose stride is a power of 2 that a first-level cache of 12 ways holds
+
+
 # How the work is cut: `segments` stretches of pixels, each in `tiles` tiles, times `spans` of rows.
 cdef struct Partition:
     Py_ssize_t segments
@@ -61,14 +65,18 @@ cdef inline Py_ssize_t columns_of(const Geometry* g, Py_ssize_t pixels) noexcept
     return ceil_div(pixels, NR) * NR
 
 
-cdef inline bint is_band(const Geometry* g, const Tap* taps) noexcept nogil:
-    """Is the image itself read as a band? No panel is worth packing for a single block of rows."""
-    return row_blocks(g) == 1 and is_dense(g, taps)
+cdef inline bint is_swept(const Geometry* g, const Tap* taps) noexcept nogil:
+    """Is the image read where it lies, in sweeps along its pixels?
+
+    No panel is worth packing for a single block of rows, or for a depth that first-level caches hold anyway.
+    """
+    return (is_dense(g, taps) and g.depth_block >= g.channels
+            and (row_blocks(g) == 1 or g.channels <= SWEPT_DEPTH))
 
 
 cdef inline Py_ssize_t tables_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:
     """What all threads read of a band: offsets of its rows, places of the vectors of a full and of a last tile."""
-    if is_band(g, taps):
+    if is_swept(g, taps):
         return aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t)) + WIDEST * <Py_ssize_t> sizeof(Slot)
     if not g.bands:
         return 0

@@ -1,8 +1,8 @@
-"""The micro-kernel: register tiles of a matrix product, one below the other.
+"""The micro-kernel: register tiles of a matrix product, one below or beside the other.
 
     out[i, j] = activation(start[i, j] + sum over k of a[i * a_row + k * a_step] * b[k * width + j])
 
-for i < blocks * rows, rows <= MR, and j < width = vectors * VL: at most NR, of banded tiles WIDEST * VL.
+for i < rows <= MR and j < width = vectors * VL: at most NR, of banded tiles WIDEST * VL.
 `start` is a matrix, a bias a row, or zero.
 b is packed: `width` values a step. A fused tile reads b from an image of row stride `image_row` and packs
 it into `b` on the way, for the tiles that follow. A banded tile finds vector v of row k of b at
@@ -13,7 +13,7 @@ Every sum runs over k in ascending order, whatever the tile: a result does not d
 
 from fastconv.kernels.simd cimport (
     MR, NV, REGISTERS, SHIFTS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload,
-    vload_halves, vrelu, vset1, vstore, vstore_first, vstream, vzero,
+    vload_halves, vrelu, vset1, vstore, vstore_first, vstore_halves, vstream, vzero,
 )
 
 cdef enum:
@@ -51,12 +51,11 @@ cdef struct Slot:
     Py_ssize_t row               # of the outputs, counted from the tile's first
 
 
-# Counts down and moves on as its tiles are computed.
+# Counts down and moves on as its tiles are computed, each of the same size.
 cdef struct Tile:
-    Py_ssize_t blocks            # tiles, each of the same number of rows; 1 if fused
+    Py_ssize_t tiles             # 1 if fused
     Py_ssize_t depth             # k
     const real* a
-    Py_ssize_t a_block           # from the a of one tile to that of the next
     Py_ssize_t a_row
     Py_ssize_t a_step
     real* b
@@ -77,6 +76,11 @@ cdef struct Tile:
     Py_ssize_t columns           # of the width, how many are stored in all
     bint relu
     bint stream                  # write past the caches: every row of `out` on a vec's boundary
+    Py_ssize_t a_next            # from the a of one tile to that of the next, likewise below
+    Py_ssize_t b_next
+    Py_ssize_t start_next
+    Py_ssize_t bias_next
+    Py_ssize_t out_next
 
 
 # How a tile finds a: in place with a step of 1 or a row of 1, or packed with a row of 1 and a step of `rows`.
@@ -179,6 +183,16 @@ cdef inline void store_slots(const int rows, const int vectors, vec* acc, const 
                 vstore_first(t.out + i * t.out_row + to[j], t.slots[j].columns, acc[i * vectors + j])
 
 
+cdef inline void store_halves(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
+    """Each half of a vector to a place of its own."""
+    cdef int i, j
+    for j in range(vectors):
+        for i in range(rows):
+            vstore_halves(t.out + i * t.out_row + t.slots[2 * j].pixel, t.slots[2 * j].columns,
+                          t.out + i * t.out_row + t.slots[2 * j + 1].pixel, t.slots[2 * j + 1].columns,
+                          acc[i * vectors + j])
+
+
 cdef inline void store_sums(const int rows, const int vectors, const Right right, vec* acc,
                             const Tile* t) noexcept nogil:
     cdef int i, j
@@ -188,6 +202,8 @@ cdef inline void store_sums(const int rows, const int vectors, const Right right
                 acc[i * vectors + j] = vrelu(acc[i * vectors + j])
     if right == BANDED and t.apart:
         store_slots(rows, vectors, acc, t)
+    elif right == HALVES and t.apart:
+        store_halves(rows, vectors, acc, t)
     elif t.stream and t.columns == vectors * VL:
         for i in range(rows):
             for j in range(vectors):
@@ -204,14 +220,28 @@ cdef inline void store_sums(const int rows, const int vectors, const Right right
                          acc[i * vectors + vectors - 1])
 
 
-cdef inline void step_down(const int rows, Tile* t) noexcept nogil:
-    """Moves on to the tile below."""
-    t.a += t.a_block
-    t.out += rows * t.out_row
+cdef inline void stack(Py_ssize_t rows, Tile* t) noexcept nogil:
+    """Each tile has the rows below those of the one before; where their weights are is in a_next."""
+    t.b_next = 0
+    t.start_next = rows * t.start_row
+    t.bias_next = rows
+    t.out_next = rows * t.out_row
+
+
+cdef inline void line_up(Py_ssize_t columns, Tile* t) noexcept nogil:
+    """Each tile has the columns to the right of those of the one before."""
+    t.a_next = t.bias_next = 0
+    t.b_next = t.start_next = t.out_next = columns
+
+
+cdef inline void move_on(Tile* t) noexcept nogil:
+    t.a += t.a_next
+    t.b += t.b_next
+    t.out += t.out_next
     if t.start != NULL:
-        t.start += rows * t.start_row
+        t.start += t.start_next
     if t.bias != NULL:
-        t.bias += rows
+        t.bias += t.bias_next
 
 
 cdef inline void step_weights(const int rows, const Left left, const real** a, Py_ssize_t step) noexcept nogil:
@@ -289,7 +319,7 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
     cdef Py_ssize_t a_row = t.a_row if left == ROWS else 1
     cdef Py_ssize_t a_step = 1 if left == ROWS else rows if left == BLOCKS else t.a_step
     cdef const real* a[4]
-    while t.blocks > 0:
+    while t.tiles > 0:
         for i in range(0, rows if left == ROWS else 1, 4):
             a[i // 4] = t.a + i * a_row
         start_sums(rows, vectors, acc, t)
@@ -298,8 +328,8 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
         else:
             run_down_panel(rows, vectors, left, right, acc, a, a_row, a_step, t)
         store_sums(rows, vectors, right, acc, t)
-        step_down(rows, t)
-        t.blocks -= 1
+        move_on(t)
+        t.tiles -= 1
 
 
 cdef inline void tiles_of_height(const int rows, const Left left, int vectors, Tile* t) noexcept nogil:

@@ -106,14 +106,17 @@ cdef inline void copy_every_second(real* to, const real* source, Py_ssize_t coun
 
 
 cdef inline void copy_every_fourth(real* to, const real* source, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t i = 0
+    cdef Py_ssize_t i = 0, left
+    cdef vec[4] v
+    cdef int j
     while i + VL < count:
         vstore(to + i, veven(veven(vload(source + 4 * i), vload(source + 4 * i + VL)),
                              veven(vload(source + 4 * i + 2 * VL), vload(source + 4 * i + 3 * VL))))
         i += VL
-    while i < count:
-        to[i] = source[4 * i]
-        i += 1
+    left = 4 * (count - i) - 3
+    for j in range(4):
+        v[j] = vload_first(source + 4 * i + smaller(j * VL, left), smaller(larger(left - j * VL, 0), VL))
+    vstore_first(to + i, count - i, veven(veven(v[0], v[1]), veven(v[2], v[3])))
 
 
 cdef inline void copy_stepped(real* to, const real* source, Py_ssize_t count, Py_ssize_t step) noexcept nogil:
@@ -122,6 +125,8 @@ cdef inline void copy_stepped(real* to, const real* source, Py_ssize_t count, Py
         copy_row(to, source, count)
     elif step == 2:
         copy_every_second(to, source, count)
+    elif step == 4:
+        copy_every_fourth(to, source, count)
     else:
         for i in range(count):
             to[i] = source[i * step]

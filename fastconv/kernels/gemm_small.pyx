@@ -12,7 +12,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
-from fastconv.kernels.gemm_micro cimport COLUMNS, LINE, Ahead, Tile, micro_kernel
+from fastconv.kernels.gemm_micro cimport COLUMNS, LINE, Ahead, Tile, micro_kernel, stack
 from fastconv.kernels.gemm_pack cimport ceil_div, copy_row, even_start, fill_zero, plane_size, smaller
 from fastconv.kernels.geometry cimport Geometry
 from fastconv.kernels.simd cimport (
@@ -100,7 +100,6 @@ cdef void run_panel(const Work* w, Py_ssize_t image, Py_ssize_t group, Py_ssize_
     tile.ahead = &ahead
     tile.offsets = NULL
     tile.depth = g.channels
-    tile.a_block = 0
     tile.a_step = g.in_channel
     tile.start_row = 0
     tile.bias = NULL
@@ -111,7 +110,9 @@ cdef void run_panel(const Work* w, Py_ssize_t image, Py_ssize_t group, Py_ssize_
     for block in range(part * w.blocks // w.parts, (part + 1) * w.blocks // w.parts):
         pixel = even_start(plane // w.blocks, plane % w.blocks, block)
         rows = even_start(plane // w.blocks, plane % w.blocks, block + 1) - pixel
-        tile.blocks = 1
+        tile.tiles = 1
+        tile.a_next = 0
+        stack(rows, &tile)
         tile.a = w.image + image * g.in_image + group * g.in_group + pixel
         tile.start = start if w.bias != NULL else NULL
         tile.out = values

@@ -6,7 +6,9 @@ the micro-kernel, and what it returns goes to the output, or waits for the next 
 
 from fastconv.kernels.gemm_band cimport IN_HALVES, Band, fill_band, lanes_of_slot, live_taps
 from fastconv.kernels.gemm_cut cimport columns_of, depth_of
-from fastconv.kernels.gemm_micro cimport BLOCKS, COLUMNS, LINE, ROWS, Ahead, Slot, Tile, micro_kernel, most_vectors
+from fastconv.kernels.gemm_micro cimport (
+    BLOCKS, COLUMNS, LINE, ROWS, WIDEST, Ahead, Slot, Tile, line_up, micro_kernel, most_vectors, stack, widest,
+)
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels, panel_width,
     plane_size, smaller, spread_row,
@@ -53,7 +55,7 @@ cdef struct Task:
     const Band* band             # where it is read from bands, or NULL: ...
     const Py_ssize_t* offsets    # ... the rows of a panel, ...
     const Slot* slots            # ... and the vectors of the tile
-    bint is_band                 # the image is read as one, where its pixels fill a panel
+    bint swept                   # the image is read as a band where it lies, tile beside tile
 
 
 # Some columns of one block of the depth, and where their results go.
@@ -68,6 +70,7 @@ cdef struct Panel:
     const real* image            # its pixels in the input, where the first tile packs them
     real* stretch                # its pixels in the output, where they lie side by side
     Py_ssize_t sums              # its first column in the waiting sums
+    Py_ssize_t across            # tiles side by side that the micro-kernel runs along, or 0
 
 
 cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t pixel,
@@ -114,13 +117,13 @@ cdef inline void aim_weights(const Task* task, Py_ssize_t row, Py_ssize_t rows, 
     cdef const Geometry* g = task.geometry
     tile.depth = channels * g.taps
     if task.source == PACKED:
-        tile.a_block = rows * tile.depth
+        tile.a_next = rows * tile.depth
         tile.a = task.weight + (channel * g.taps * task.packed_rows
                                 + (row - start_of(task, task.packed_block)) * tile.depth)
     else:
         tile.a_row = g.weight_row
         tile.a_step = g.weight_channel
-        tile.a_block = rows * g.weight_row
+        tile.a_next = rows * g.weight_row
         tile.a = task.weight + row * g.weight_row + channel * g.weight_channel
 
 
@@ -185,7 +188,7 @@ cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row
     if not closes:
         tile.out = task.sums + (row - start_of(task, task.first_block)) * tile.start_row + panel.sums
         tile.out_row = tile.start_row
-    elif panel.stretch == NULL or g.bands == IN_HALVES:
+    elif panel.stretch == NULL:
         tile.out = values
         tile.out_row = panel.vectors * VL
     else:
@@ -198,7 +201,7 @@ cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row
 cdef inline void scatter(const Task* task, const Panel* panel, Py_ssize_t row, Py_ssize_t rows,
                          const real* values) noexcept nogil:
     cdef Py_ssize_t stride = panel.vectors * VL, lanes = lanes_of_slot(task.geometry), j
-    if panel.slots == NULL or task.is_band:
+    if panel.slots == NULL:
         store_scattered(task, row, rows, panel.pixel, panel.columns, values, stride)
         return
     for j in range(stride // lanes):
@@ -217,7 +220,7 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     cdef Tile tile
     cdef Py_ssize_t block = first_block, blocks, row, rows
     cdef bint opens = channel == 0, closes = channel + channels == g.channels
-    cdef bint scattered = closes and (panel.stretch == NULL or g.bands == IN_HALVES)
+    cdef bint scattered = closes and panel.stretch == NULL
     cdef bint looks_at_weights = task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0
 
     tile.b = panel.b
@@ -239,7 +242,7 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
         blocks = 1
         if tile.image == NULL and not scattered and not looks_at_weights:
             blocks = (smaller(task.extra, last_block) if block < task.extra else last_block) - block
-        tile.blocks = blocks
+        tile.tiles = blocks
         aim_weights(task, row, rows, channel, channels, &tile)
         if task.skips:
             skip_taps(g, panel, rows, channels, &tile)
@@ -250,6 +253,10 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
         tile.bias = NULL
         if task.bias != NULL:
             tile.bias = task.bias + row
+        stack(rows, &tile)
+        if panel.across > 0:
+            tile.tiles = panel.across
+            line_up(panel.columns, &tile)
         if looks_at_weights:
             look_at_weights(task, row + rows, rows, channel, channels, ahead)
         compute_tiles(task.source, <int> rows, panel.vectors, &tile)
@@ -275,6 +282,7 @@ cdef inline Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t chann
     p.slots = NULL
     p.image = NULL
     p.stretch = NULL
+    p.across = 0
     if task.dense and within and p.columns == NR:
         p.image = task.input + image * g.in_image + place + channel * g.in_channel
     if task.side_by_side and within:
@@ -282,18 +290,24 @@ cdef inline Panel panel_at(const Task* task, Py_ssize_t number, Py_ssize_t chann
     return p
 
 
-cdef inline Panel image_panel_at(const Task* task, Py_ssize_t vector, Py_ssize_t channel, int most) noexcept nogil:
-    """As panel_at, but read from the image as it lies, and as wide as a tile may be where it is whole panels."""
+cdef inline Panel swept_panel_at(const Task* task, Py_ssize_t column, int vectors) noexcept nogil:
+    """All whole tiles from a column on, side by side; a last one begins early and computes some sums again."""
     cdef const Geometry* g = task.geometry
-    cdef Panel p = panel_at(task, vector // NV, channel)
-    cdef Py_ssize_t left = smaller(task.pixels - vector * VL, plane_size(g) - p.pixel % plane_size(g))
-    if p.image == NULL:
-        return p
-    p.vectors = most if most % NV == 0 and left >= most * VL else NV
-    p.columns = p.vectors * VL
-    p.slots = task.slots
-    p.b = <real*> p.image
+    cdef Panel p
+    cdef Py_ssize_t image = task.first_pixel // plane_size(g), place
+    p.vectors = vectors
+    p.columns = vectors * VL
+    p.across = (task.pixels - column) // p.columns
+    if p.across == 0:
+        p.across = 1
+        column = task.pixels - p.columns
+    p.pixel = task.first_pixel + column
+    p.sums = column
+    place = p.pixel - image * plane_size(g)
+    p.b = <real*> task.input + image * g.in_image + place
+    p.stretch = task.out + image * g.out_image + place
     p.image = NULL
+    p.slots = task.slots
     return p
 
 
@@ -317,6 +331,7 @@ cdef inline Panel band_panel_at(const Task* task, Py_ssize_t first, Py_ssize_t l
     p.b = task.panels
     p.image = NULL
     p.stretch = NULL
+    p.across = 0
     if task.side_by_side:
         p.stretch = task.out + p.pixel // plane_size(g) * g.out_image + p.pixel % plane_size(g)
     if task.skips:
@@ -330,7 +345,7 @@ cdef inline void run_blocks(const Task* task, Py_ssize_t channel, Py_ssize_t cha
                             Ahead* ahead) noexcept nogil:
     """All rows and panels of a task, for one block of the depth that is packed."""
     cdef const Geometry* g = task.geometry
-    cdef Py_ssize_t per_block = larger(g.row_block // MR, 1), block = task.first_block
+    cdef Py_ssize_t per_block = 1 if task.swept else larger(g.row_block // MR, 1), block = task.first_block
     cdef Py_ssize_t vectors = ceil_div(columns_of(g, task.pixels), VL), vector
     cdef int most = most_vectors(<int> (task.height + (task.extra > 0)), g.bands == IN_HALVES)
     cdef Panel panel
@@ -339,13 +354,19 @@ cdef inline void run_blocks(const Task* task, Py_ssize_t channel, Py_ssize_t cha
         while vector < vectors:
             if g.bands:
                 panel = band_panel_at(task, vector, vectors - vector, most)
-            elif task.is_band:
-                panel = image_panel_at(task, vector, channel, most)
+            elif task.swept:
+                panel = swept_panel_at(task, vector * VL, widest(<int> (task.height + (block < task.extra))))
             else:
                 panel = panel_at(task, vector // NV, channel)
             run_panel(task, &panel, block, smaller(block + per_block, task.last_block), channel, channels, ahead)
-            vector += panel.vectors if panel.slots != NULL else NV
+            vector += panel.vectors * larger(panel.across, 1) if panel.slots != NULL else NV
         block += per_block
+
+
+cdef inline bint can_sweep(const Task* task) noexcept nogil:
+    """Do its pixels belong to one image and fill a tile, and does their place in the output follow the input's?"""
+    cdef Py_ssize_t plane = plane_size(task.geometry), pixel = task.first_pixel % plane
+    return task.side_by_side and task.pixels >= WIDEST * VL and pixel + task.pixels <= plane
 
 
 cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
@@ -358,7 +379,8 @@ cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
     cdef Py_ssize_t row = task.first_pixel % plane_size(g) // g.out_size[2]
     cdef const real* image = task.input + task.first_pixel // plane_size(g) * g.in_image
     cdef Ahead ahead
-    if not g.bands:
+    task.swept = task.swept and can_sweep(task)
+    if not g.bands and not task.swept:
         runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels, task.panels,
                          depth_of(g), task.runs)
         if task.dense:
@@ -368,7 +390,7 @@ cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
         if g.bands:
             fill_band(g, task.band, image + channel * g.in_channel, row, tile_rows - task.pixels // g.out_size[2],
                       channels, task.panels)
-        else:
+        elif not task.swept:
             pack_pixels(g, task.taps, channel, channels, task.runs, runs)
             clear_tail(task.pixels, task.panels, depth_of(g), channels * g.taps)
         look_ahead(task, channel + channels, &ahead)

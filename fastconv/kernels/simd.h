@@ -84,6 +84,22 @@ static inline vec vload_halves(const real *low, const real *high) {
     return v;
 #endif
 }
+/* And to two places: the first lanes of either half, so many of each. */
+static inline void vstore_halves(real *low, ptrdiff_t low_count, real *high, ptrdiff_t high_count, vec v) {
+#if defined(__AVX512F__)
+    __mmask8 first = (__mmask8)((1u << low_count) - 1), second = (__mmask8)((1u << high_count) - 1);
+    if (sizeof(real) == 4) {
+        _mm256_mask_storeu_ps((float *)low, first, _mm512_castps512_ps256((__m512)v));
+        _mm256_mask_storeu_ps((float *)high, second, _mm512_extractf32x8_ps((__m512)v, 1));
+    } else {
+        _mm256_mask_storeu_pd((double *)low, first, _mm512_castpd512_pd256((__m512d)v));
+        _mm256_mask_storeu_pd((double *)high, second, _mm512_extractf64x4_pd((__m512d)v, 1));
+    }
+#else
+    memcpy(low, &v, (size_t)low_count * sizeof(real));
+    memcpy(high, (char *)&v + sizeof(vec) / 2, (size_t)high_count * sizeof(real));
+#endif
+}
 static inline vec vzero(void) { return (vec){0}; }
 static inline vec vset1(real x) { return x - (vec){0}; }
 static inline vec vadd(vec a, vec b) { return a + b; }

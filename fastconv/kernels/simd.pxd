@@ -16,6 +16,7 @@ cdef extern from "simd.h" nogil:
     vec vload_first(const real* p, Py_ssize_t count) noexcept
     vec vload_halves(const real* low, const real* high) noexcept
     void vstore(real* p, vec v) noexcept
+    void vstore_halves(real* low, Py_ssize_t low_count, real* high, Py_ssize_t high_count, vec v) noexcept
     void vstore_first(real* p, Py_ssize_t count, vec v) noexcept
     void vcopy_first(real* to, const real* source, Py_ssize_t count) noexcept
     void vstream(real* p, vec v) noexcept

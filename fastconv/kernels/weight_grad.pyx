@@ -15,7 +15,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
-from fastconv.kernels.gemm_micro cimport ROWS, Ahead, Tile, micro_kernel
+from fastconv.kernels.gemm_micro cimport ROWS, Ahead, Tile, micro_kernel, stack
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, larger, list_runs, pack_pixels, panel_width, plane_size, smaller,
 )
@@ -217,11 +217,13 @@ cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, real* p
         tile.a = left
         tile.out = sums + column
         tile.start = NULL if first else tile.out
-        tile.blocks = taller
-        tile.a_block = (height + 1) * stride
+        tile.tiles = taller
+        tile.a_next = (height + 1) * stride
+        stack(height + 1, &tile)
         micro_kernel(ROWS, <int> height + 1, 2 if width == NR else 1, &tile)
-        tile.blocks = blocks - taller
-        tile.a_block = height * stride
+        tile.tiles = blocks - taller
+        tile.a_next = height * stride
+        stack(height, &tile)
         micro_kernel(ROWS, <int> height, 2 if width == NR else 1, &tile)
         tile.b += width * pixels
         column += width
