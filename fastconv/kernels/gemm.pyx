@@ -28,6 +28,7 @@ from fastconv.kernels.simd cimport (
 
 cdef enum:
     SLICE = 8  # channels that a thread packs at a time
+    SWEPT_BYTES = 24 << 10
 
 
 cdef bint planes_are_dense(const Geometry* g) noexcept nogil:
@@ -116,6 +117,13 @@ cdef void list_image(Task* task, char* tables) noexcept nogil:
     task.slots = slots
 
 
+cdef bint sweeps_band(const Task* task, const Partition* p) noexcept nogil:
+    """Is the band of a tile so small that first-level caches hold it for all blocks of rows?"""
+    cdef const Geometry* g = task.geometry
+    return (not task.skips and g.depth_block >= g.channels
+            and panels_size(g, task.taps, p) <= SWEPT_BYTES)
+
+
 cdef bint are_finite(const Task* task) noexcept nogil:
     """Are the packed weights? Zero times anything else is not zero."""
     cdef const Geometry* g = task.geometry
@@ -138,6 +146,7 @@ cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     base.swept = base.source == PACKED and is_swept(base.geometry, base.taps)
     base.skips = base.geometry.skips and are_finite(base)
     if base.geometry.bands:
+        base.swept = sweeps_band(base, &p)
         list_band(base, &p, &band, scratch)
     elif base.swept:
         list_image(base, scratch)

@@ -81,6 +81,7 @@ cdef struct Tile:
     Py_ssize_t start_next
     Py_ssize_t bias_next
     Py_ssize_t out_next
+    Py_ssize_t slots_next
 
 
 # How a tile finds a: in place with a step of 1 or a row of 1, or packed with a row of 1 and a step of `rows`.
@@ -226,18 +227,26 @@ cdef inline void stack(Py_ssize_t rows, Tile* t) noexcept nogil:
     t.start_next = rows * t.start_row
     t.bias_next = rows
     t.out_next = rows * t.out_row
+    t.slots_next = 0
 
 
 cdef inline void line_up(Py_ssize_t columns, Tile* t) noexcept nogil:
     """Each tile has the columns to the right of those of the one before."""
-    t.a_next = t.bias_next = 0
+    t.a_next = t.bias_next = t.slots_next = 0
     t.b_next = t.start_next = t.out_next = columns
+
+
+cdef inline void follow_slots(int vectors, Tile* t) noexcept nogil:
+    """Each tile has the slots after those of the one before; sums that start as a matrix do not."""
+    t.a_next = t.bias_next = t.b_next = t.start_next = t.out_next = 0
+    t.slots_next = 2 * vectors if t.halves else vectors
 
 
 cdef inline void move_on(Tile* t) noexcept nogil:
     t.a += t.a_next
     t.b += t.b_next
     t.out += t.out_next
+    t.slots += t.slots_next
     if t.start != NULL:
         t.start += t.start_next
     if t.bias != NULL:

@@ -14,9 +14,15 @@ Weights. Rows come in even blocks of at most MR; block i of a depth block holds
 
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_apart, vstore_first, vtranspose,
+    MR, NR, REGISTERS, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_apart, vstore_first, vtranspose,
     vzero,
 )
+
+
+cdef enum:
+    LOW = (REGISTERS - 1) // 3 - 1  # rows of a tile of three vectors
+    LOW_DEPTH = 32  # 1 -> 100 at 48x48, 3x3: 45 us, with low tiles 40; 32 -> 32 at 48x48, 1x1: 42, 44
+    SWEPT_DEPTH = 12  # rows of an image whose stride is a power of 2 that a first-level cache of 12 ways holds
 
 
 cdef struct Run:
@@ -43,8 +49,14 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 
 
+cdef inline Py_ssize_t tallest(const Geometry* g) noexcept nogil:
+    """Rows of a block at most: lower tiles are wider, and write longer stretches where little is summed."""
+    cdef bint wide = g.bands or (g.taps == 1 and g.channels <= SWEPT_DEPTH)
+    return LOW if wide and g.channels * g.taps <= LOW_DEPTH else MR
+
+
 cdef inline Py_ssize_t row_blocks(const Geometry* g) noexcept nogil:
-    return ceil_div(g.rows, MR)
+    return ceil_div(g.rows, tallest(g))
 
 
 cdef inline Py_ssize_t even_start(Py_ssize_t height, Py_ssize_t extra, Py_ssize_t block) noexcept nogil:

@@ -7,7 +7,7 @@ the micro-kernel, and what it returns goes to the output, or waits for the next 
 from fastconv.kernels.gemm_band cimport IN_HALVES, Band, fill_band, lanes_of_slot, live_taps
 from fastconv.kernels.gemm_cut cimport columns_of, depth_of
 from fastconv.kernels.gemm_micro cimport (
-    BLOCKS, COLUMNS, LINE, ROWS, WIDEST, Ahead, Slot, Tile, line_up, micro_kernel, most_vectors, stack, widest,
+    BLOCKS, COLUMNS, LINE, ROWS, WIDEST, Ahead, Slot, Tile, follow_slots, line_up, micro_kernel, most_vectors, stack, widest,
 )
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels, panel_width,
@@ -55,7 +55,7 @@ cdef struct Task:
     const Band* band             # where it is read from bands, or NULL: ...
     const Py_ssize_t* offsets    # ... the rows of a panel, ...
     const Slot* slots            # ... and the vectors of the tile
-    bint swept                   # the image is read as a band where it lies, tile beside tile
+    bint swept                   # blocks of rows run along all pixels: tile beside tile, not one below the other
 
 
 # Some columns of one block of the depth, and where their results go.
@@ -256,7 +256,10 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
         stack(rows, &tile)
         if panel.across > 0:
             tile.tiles = panel.across
-            line_up(panel.columns, &tile)
+            if g.bands:
+                follow_slots(panel.vectors, &tile)
+            else:
+                line_up(panel.columns, &tile)
         if looks_at_weights:
             look_at_weights(task, row + rows, rows, channel, channels, ahead)
         compute_tiles(task.source, <int> rows, panel.vectors, &tile)
@@ -341,18 +344,32 @@ cdef inline Panel band_panel_at(const Task* task, Py_ssize_t first, Py_ssize_t l
     return p
 
 
+cdef inline int vectors_of(const Task* task) noexcept nogil:
+    """Of a banded panel that all blocks of rows meet: the micro-kernel has tiles of NV for each height.
+
+    In halves it has not: there lower blocks may compute the vector that follows, too.
+    """
+    cdef bint halves = task.geometry.bands == IN_HALVES
+    cdef int most = most_vectors(<int> (task.height + (task.extra > 0)), halves)
+    return most if most == most_vectors(<int> task.height, halves) or most < NV else NV
+
+
 cdef inline void run_blocks(const Task* task, Py_ssize_t channel, Py_ssize_t channels,
                             Ahead* ahead) noexcept nogil:
     """All rows and panels of a task, for one block of the depth that is packed."""
     cdef const Geometry* g = task.geometry
     cdef Py_ssize_t per_block = 1 if task.swept else larger(g.row_block // MR, 1), block = task.first_block
     cdef Py_ssize_t vectors = ceil_div(columns_of(g, task.pixels), VL), vector
-    cdef int most = most_vectors(<int> (task.height + (task.extra > 0)), g.bands == IN_HALVES)
+    cdef int most = vectors_of(task)
     cdef Panel panel
     while block < task.last_block:
         vector = 0
         while vector < vectors:
-            if g.bands:
+            if g.bands and task.swept:
+                most = most_vectors(<int> (task.height + (block < task.extra)), g.bands == IN_HALVES)
+                panel = band_panel_at(task, 0, most, most)
+                panel.across = ceil_div(vectors, most)
+            elif g.bands:
                 panel = band_panel_at(task, vector, vectors - vector, most)
             elif task.swept:
                 panel = swept_panel_at(task, vector * VL, widest(<int> (task.height + (block < task.extra))))
@@ -364,9 +381,9 @@ cdef inline void run_blocks(const Task* task, Py_ssize_t channel, Py_ssize_t cha
 
 
 cdef inline bint can_sweep(const Task* task) noexcept nogil:
-    """Do its pixels belong to one image and fill a tile, and does their place in the output follow the input's?"""
+    """Do its pixels belong to one image and fill a tile?"""
     cdef Py_ssize_t plane = plane_size(task.geometry), pixel = task.first_pixel % plane
-    return task.side_by_side and task.pixels >= WIDEST * VL and pixel + task.pixels <= plane
+    return task.pixels >= WIDEST * VL and pixel + task.pixels <= plane
 
 
 cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
@@ -379,7 +396,7 @@ cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
     cdef Py_ssize_t row = task.first_pixel % plane_size(g) // g.out_size[2]
     cdef const real* image = task.input + task.first_pixel // plane_size(g) * g.in_image
     cdef Ahead ahead
-    task.swept = task.swept and can_sweep(task)
+    task.swept = task.swept and task.side_by_side and (g.bands or can_sweep(task))
     if not g.bands and not task.swept:
         runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels, task.panels,
                          depth_of(g), task.runs)

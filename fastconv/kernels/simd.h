@@ -88,12 +88,15 @@ static inline vec vload_halves(const real *low, const real *high) {
 static inline void vstore_halves(real *low, ptrdiff_t low_count, real *high, ptrdiff_t high_count, vec v) {
 #if defined(__AVX512F__)
     __mmask8 first = (__mmask8)((1u << low_count) - 1), second = (__mmask8)((1u << high_count) - 1);
+    __m256 upper = _mm512_extractf32x8_ps((__m512)v, 1), lower = _mm512_castps512_ps256((__m512)v);
+    /* gcc would extract into memory, which touches lanes that the mask leaves out. */
+    __asm__("" : "+v"(upper), "+v"(lower));
     if (sizeof(real) == 4) {
-        _mm256_mask_storeu_ps((float *)low, first, _mm512_castps512_ps256((__m512)v));
-        _mm256_mask_storeu_ps((float *)high, second, _mm512_extractf32x8_ps((__m512)v, 1));
+        _mm256_mask_storeu_ps((float *)low, first, lower);
+        _mm256_mask_storeu_ps((float *)high, second, upper);
     } else {
-        _mm256_mask_storeu_pd((double *)low, first, _mm512_castpd512_pd256((__m512d)v));
-        _mm256_mask_storeu_pd((double *)high, second, _mm512_extractf64x4_pd((__m512d)v, 1));
+        _mm256_mask_storeu_pd((double *)low, first, _mm256_castps_pd(lower));
+        _mm256_mask_storeu_pd((double *)high, second, _mm256_castps_pd(upper));
     }
 #else
     memcpy(low, &v, (size_t)low_count * sizeof(real));
