@@ -2,7 +2,9 @@
 
 from fastconv.kernels.gemm_band cimport Band, band_elements, lanes_of_slot, shape_band, slots_of
 from fastconv.kernels.gemm_micro cimport WIDEST, Slot
-from fastconv.kernels.gemm_pack cimport SWEPT_DEPTH, Run, ceil_div, is_dense, larger, plane_size, row_blocks, smaller
+from fastconv.kernels.gemm_pack cimport (
+    SWEPT_DEPTH, Run, ceil_div, is_dense, larger, plane_size, row_blocks, smaller,
+)
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, VL, real
 

@@ -14,8 +14,8 @@ Weights. Rows come in even blocks of at most MR; block i of a depth block holds
 
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, REGISTERS, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_apart, vstore_first, vtranspose,
-    vzero,
+    MR, NR, REGISTERS, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_apart, vstore_first,
+    vtranspose, vzero,
 )
 
 

@@ -7,7 +7,8 @@ the micro-kernel, and what it returns goes to the output, or waits for the next 
 from fastconv.kernels.gemm_band cimport IN_HALVES, Band, fill_band, lanes_of_slot, live_taps
 from fastconv.kernels.gemm_cut cimport columns_of, depth_of
 from fastconv.kernels.gemm_micro cimport (
-    BLOCKS, COLUMNS, LINE, ROWS, WIDEST, Ahead, Slot, Tile, follow_slots, line_up, micro_kernel, most_vectors, stack, widest,
+    BLOCKS, COLUMNS, LINE, ROWS, WIDEST, Ahead, Slot, Tile, follow_slots, line_up, micro_kernel, most_vectors, stack,
+    widest,
 )
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels, panel_width,
