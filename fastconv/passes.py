@@ -180,7 +180,7 @@ def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dt
     What is counted is the work for lanes that stay idle, in rows of the product.
     """
     if (
-        len(table) <= geometry["step"].prod()  # no pixel is read twice: a panel is no larger than a band
+        (len(table) <= geometry["step"].prod() and geometry["out_axis"][2] == 1)  # no pixel is read twice
         or geometry["in_size"][0] != 1
         or geometry["out_size"][0] != 1
         or geometry["in_axis"][2] != 1

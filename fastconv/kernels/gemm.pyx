@@ -110,7 +110,7 @@ cdef void list_image(Task* task, char* tables) noexcept nogil:
     for k in range(depth_of(g)):
         offsets[k] = k * g.in_channel
     for k in range(WIDEST):
-        slots[k].start = slots[k].pixel = k * VL
+        slots[k].start = slots[k].to = k * VL
         slots[k].columns = VL
         slots[k].row = 0
     task.offsets = offsets

@@ -82,11 +82,11 @@ cdef inline void list_slots(const Geometry* g, const Band* b, Py_ssize_t tile_ro
     cdef Py_ssize_t row = 0, column = 0, lanes = lanes_of_slot(g), number
     for number in range(slots_of(g, tile_rows)):
         slots[number].start = row * g.step[1] * b.phases * b.length + column
-        slots[number].pixel = row * g.out_size[2] + column
+        slots[number].to = row * g.out_axis[1] + column * g.out_axis[2]
         slots[number].columns = smaller(lanes, g.out_size[2] - column)
         slots[number].row = row
         if row >= tile_rows:
-            slots[number].start = slots[number].pixel = slots[number].columns = 0
+            slots[number].start = slots[number].to = slots[number].columns = 0
         column += lanes
         if column >= g.out_size[2]:
             column = 0

@@ -13,7 +13,8 @@ Every sum runs over k in ascending order, whatever the tile: a result does not d
 
 from fastconv.kernels.simd cimport (
     MR, NV, REGISTERS, SHIFTS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload,
-    vload_halves, vrelu, vset1, vstore, vstore_first, vstore_halves, vstream, vzero,
+    vload_halves, vrelu, vset1, vstore, vstore_apart, vstore_first,
+    vstore_halves, vstore_halves_apart, vstream, vzero,
 )
 
 cdef enum:
@@ -46,7 +47,7 @@ cdef inline void spend(Ahead* ahead, Py_ssize_t lines, const real* next_line, Py
 # A vector of a banded tile, or half of one: outputs of one row.
 cdef struct Slot:
     Py_ssize_t start             # where it begins in the band
-    Py_ssize_t pixel             # and in the output
+    Py_ssize_t to                # and in the output
     Py_ssize_t columns           # that are stored; 0: it only fills up a tile
     Py_ssize_t row               # of the outputs, counted from the tile's first
 
@@ -66,7 +67,8 @@ cdef struct Tile:
     Py_ssize_t skip              # ... with so many between them that are left out
     const Slot* slots            # WIDEST or more
     bint halves                  # there is a slot for each half of a vector
-    bint apart                   # `out` is where slots count from
+    bint apart                   # `out` is where slots count from ...
+    bint spread                  # ... and outputs lie two apart
     Ahead* ahead
     const real* start            # NULL: begin at the bias, or at zero
     Py_ssize_t start_row
@@ -168,9 +170,13 @@ cdef inline void store_slots(const int rows, const int vectors, vec* acc, const 
     cdef Py_ssize_t[WIDEST] to
     cdef bint whole = True
     for j in range(vectors):
-        to[j] = t.slots[j].pixel
+        to[j] = t.slots[j].to
         whole = whole and t.slots[j].columns == VL
-    if whole and t.stream:
+    if t.spread:
+        for j in range(vectors):
+            for i in range(rows):
+                vstore_apart(t.out + i * t.out_row + to[j], t.slots[j].columns, acc[i * vectors + j])
+    elif whole and t.stream:
         for i in range(rows):
             for j in range(vectors):
                 vstream(t.out + i * t.out_row + to[j], acc[i * vectors + j])
@@ -187,11 +193,19 @@ cdef inline void store_slots(const int rows, const int vectors, vec* acc, const 
 cdef inline void store_halves(const int rows, const int vectors, vec* acc, const Tile* t) noexcept nogil:
     """Each half of a vector to a place of its own."""
     cdef int i, j
+    cdef real* low
+    cdef real* high
     for j in range(vectors):
+        low = t.out + t.slots[2 * j].to
+        high = t.out + t.slots[2 * j + 1].to
         for i in range(rows):
-            vstore_halves(t.out + i * t.out_row + t.slots[2 * j].pixel, t.slots[2 * j].columns,
-                          t.out + i * t.out_row + t.slots[2 * j + 1].pixel, t.slots[2 * j + 1].columns,
-                          acc[i * vectors + j])
+            if t.spread:
+                vstore_halves_apart(low, t.slots[2 * j].columns, high, t.slots[2 * j + 1].columns,
+                                    acc[i * vectors + j])
+            else:
+                vstore_halves(low, t.slots[2 * j].columns, high, t.slots[2 * j + 1].columns, acc[i * vectors + j])
+            low += t.out_row
+            high += t.out_row
 
 
 cdef inline void store_sums(const int rows, const int vectors, const Right right, vec* acc,

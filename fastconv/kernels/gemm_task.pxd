@@ -74,13 +74,29 @@ cdef struct Panel:
     Py_ssize_t across            # tiles side by side that the micro-kernel runs along, or 0
 
 
+cdef inline void copy_apart(real* to, Py_ssize_t step, const real* values, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t j
+    if step == 1:
+        copy_row(to, values, count)
+    elif step == 2:
+        spread_row(to, values, count)
+    else:
+        for j in range(count):
+            to[j * step] = values[j]
+
+
+cdef inline Py_ssize_t tile_offset(const Geometry* g, Py_ssize_t pixel) noexcept nogil:
+    """Where the outputs of a banded tile begin, whose first pixel begins a row."""
+    return (pixel // plane_size(g) * g.out_image
+            + pixel % plane_size(g) // g.out_size[2] * g.out_axis[1])
+
+
 cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t pixel,
                                  Py_ssize_t columns, const real* values, Py_ssize_t stride) noexcept nogil:
     """One tile of the result to an output whose pixels do not lie side by side."""
     cdef const Geometry* g = task.geometry
     cdef Py_ssize_t i, rest, offset
-    cdef Py_ssize_t column = 0, length, j, step = g.out_axis[2]
-    cdef real* to
+    cdef Py_ssize_t column = 0, length, step = g.out_axis[2]
     while column < columns:
         rest = (pixel + column) % plane_size(g)
         offset = (pixel + column) // plane_size(g) * g.out_image + rest % g.out_size[2] * step
@@ -88,14 +104,7 @@ cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t ro
         rest = rest // g.out_size[2]
         offset += rest % g.out_size[1] * g.out_axis[1] + rest // g.out_size[1] * g.out_axis[0]
         for i in range(rows):
-            to = task.out + offset + (row + i) * g.out_row
-            if step == 1:
-                copy_row(to, values + i * stride + column, length)
-            elif step == 2:
-                spread_row(to, values + i * stride + column, length)
-            else:
-                for j in range(length):
-                    to[j * step] = values[i * stride + column + j]
+            copy_apart(task.out + offset + (row + i) * g.out_row, step, values + i * stride + column, length)
         column += length
 
 
@@ -196,18 +205,22 @@ cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row
         tile.out = panel.stretch + row * g.out_row
         tile.out_row = g.out_row
     tile.stream = (closes and tile.out != values and g.stream and g.out_row % VL == 0
-                   and (not g.bands or g.out_size[2] % VL == 0) and is_vec_aligned(tile.out))
+                   and (not g.bands or (g.out_size[2] % VL == 0 and g.out_axis[2] == 1)) and is_vec_aligned(tile.out))
 
 
 cdef inline void scatter(const Task* task, const Panel* panel, Py_ssize_t row, Py_ssize_t rows,
                          const real* values) noexcept nogil:
-    cdef Py_ssize_t stride = panel.vectors * VL, lanes = lanes_of_slot(task.geometry), j
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t stride = panel.vectors * VL, lanes = lanes_of_slot(g), i, j
+    cdef real* to
     if panel.slots == NULL:
         store_scattered(task, row, rows, panel.pixel, panel.columns, values, stride)
         return
+    to = task.out + tile_offset(g, panel.pixel) + row * g.out_row
     for j in range(stride // lanes):
-        store_scattered(task, row, rows, panel.pixel + panel.slots[j].pixel, panel.slots[j].columns,
-                        values + j * lanes, stride)
+        for i in range(rows):
+            copy_apart(to + i * g.out_row + panel.slots[j].to, g.out_axis[2], values + i * stride + j * lanes,
+                       panel.slots[j].columns)
 
 
 cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t first_block, Py_ssize_t last_block,
@@ -233,6 +246,7 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     tile.slots = panel.slots
     tile.halves = g.bands == IN_HALVES
     tile.apart = closes and not scattered
+    tile.spread = g.out_axis[2] == 2
     tile.columns = panel.columns if closes and not scattered else panel.vectors * VL
     while block < last_block:
         tile.runs = 1
@@ -336,8 +350,8 @@ cdef inline Panel band_panel_at(const Task* task, Py_ssize_t first, Py_ssize_t l
     p.image = NULL
     p.stretch = NULL
     p.across = 0
-    if task.side_by_side:
-        p.stretch = task.out + p.pixel // plane_size(g) * g.out_image + p.pixel % plane_size(g)
+    if g.out_axis[2] <= 2:
+        p.stretch = task.out + tile_offset(g, p.pixel)
     if task.skips:
         row = task.first_pixel % plane_size(g) // g.out_size[2]
         live_taps(g, task.taps, row + p.slots[0].row, row + last_row(p.slots, slots),
@@ -382,9 +396,9 @@ cdef inline void run_blocks(const Task* task, Py_ssize_t channel, Py_ssize_t cha
 
 
 cdef inline bint can_sweep(const Task* task) noexcept nogil:
-    """Do its pixels belong to one image and fill a tile?"""
+    """Do its pixels belong to one image, fill a tile, and lie side by side in the output, too?"""
     cdef Py_ssize_t plane = plane_size(task.geometry), pixel = task.first_pixel % plane
-    return task.pixels >= WIDEST * VL and pixel + task.pixels <= plane
+    return task.side_by_side and task.pixels >= WIDEST * VL and pixel + task.pixels <= plane
 
 
 cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
@@ -397,7 +411,7 @@ cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
     cdef Py_ssize_t row = task.first_pixel % plane_size(g) // g.out_size[2]
     cdef const real* image = task.input + task.first_pixel // plane_size(g) * g.in_image
     cdef Ahead ahead
-    task.swept = task.swept and task.side_by_side and (g.bands or can_sweep(task))
+    task.swept = task.swept and (g.out_axis[2] <= 2 if g.bands else can_sweep(task))
     if not g.bands and not task.swept:
         runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels, task.panels,
                          depth_of(g), task.runs)
