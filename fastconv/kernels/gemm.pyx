@@ -120,7 +120,7 @@ cdef void list_image(Task* task, char* tables) noexcept nogil:
 cdef bint sweeps_band(const Task* task, const Partition* p) noexcept nogil:
     """Is the band of a tile so small that first-level caches hold it for all blocks of rows?"""
     cdef const Geometry* g = task.geometry
-    return (not task.skips and g.depth_block >= g.channels
+    return (not task.skips and not g.stream and g.depth_block >= g.channels
             and panels_size(g, task.taps, p) <= SWEPT_BYTES)
 
 

@@ -10,7 +10,10 @@ from fastconv.kernels.simd cimport MR, NR, VL, real
 
 
 cdef enum:
-    SWEPT_BLOCKS = 3  # 32 -> 16 at 112x112: 146 us with panels, 106 swept; 16 -> 96 (7 blocks): 325, 376
+    # 32 -> 16 at 112x112 (2 blocks): 146 us with panels, 106 swept; 16 -> 96 (7 blocks): 325, 376; 144 -> 24
+    # at 56x56: 192, 272.
+    FEW_BLOCKS = 3
+    FEW_BLOCKS_DEPTH = 32
 
 
 # How the work is cut: `segments` stretches of pixels, each in `tiles` tiles, times `spans` of rows.
@@ -70,10 +73,11 @@ cdef inline Py_ssize_t columns_of(const Geometry* g, Py_ssize_t pixels) noexcept
 cdef inline bint is_swept(const Geometry* g, const Tap* taps) noexcept nogil:
     """Is the image read where it lies, in sweeps along its pixels?
 
-    Few blocks of rows are not worth a panel, nor is a depth that first-level caches hold anyway.
+    A single block of rows is not worth a panel, nor is a depth that first-level caches hold anyway.
     """
     return (is_dense(g, taps) and g.depth_block >= g.channels
-            and (row_blocks(g) <= SWEPT_BLOCKS or g.channels <= SWEPT_DEPTH))
+            and (row_blocks(g) == 1 or g.channels <= SWEPT_DEPTH
+                 or (row_blocks(g) <= FEW_BLOCKS and g.channels <= FEW_BLOCKS_DEPTH)))
 
 
 cdef inline Py_ssize_t tables_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:

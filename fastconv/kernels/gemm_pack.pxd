@@ -52,7 +52,7 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
 cdef inline Py_ssize_t tallest(const Geometry* g) noexcept nogil:
     """Rows of a block at most: lower tiles are wider, and write longer stretches where little is summed."""
     cdef bint wide = g.bands or (g.taps == 1 and g.channels <= SWEPT_DEPTH)
-    return LOW if wide and g.channels * g.taps <= LOW_DEPTH else MR
+    return LOW if wide and not g.stream and g.channels * g.taps <= LOW_DEPTH else MR
 
 
 cdef inline Py_ssize_t row_blocks(const Geometry* g) noexcept nogil:
