@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import addressof, c_char
 from math import prod
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+# By an equal dtype: calls compare theirs by identity, which a copy of the dtype would fail.
+NATIVE = {FLOAT32: FLOAT32, FLOAT64: FLOAT64}
 
 
 def as_operand(value: Any, name: str, dtype: np.dtype[Any] | None = None) -> Array:
@@ -26,8 +29,8 @@ def as_operand(value: Any, name: str, dtype: np.dtype[Any] | None = None) -> Arr
         if not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
             raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
         value = np.asarray(value)
-    native = value.dtype.newbyteorder("=")
-    if native not in (FLOAT32, FLOAT64):
+    native = NATIVE.get(value.dtype.newbyteorder("="))
+    if native is None:
         raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
     if dtype is not None and native != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, that of the first operand, got {native}")
@@ -52,7 +55,8 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if size < ALIGNED_BYTES:
         return np.empty(shape, dtype)
     memory = np.empty(size + LINE, np.uint8)
-    return np.ndarray(shape, dtype, memory, -memory.ctypes.data % LINE)
+    address = addressof(c_char.from_buffer(memory))  # 0.3 us, as `memory.ctypes.data` 0.9
+    return np.ndarray(shape, dtype, memory, -address % LINE)
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
