@@ -28,10 +28,6 @@ from fastconv.kernels.simd cimport (
     VL, flush_denormals, real, restore_denormals, stream_fence, vload, vset1, vstore, vzero,
 )
 
-cdef enum:
-    PARTS = 4  # for each thread
-
-
 # What a unit computes.
 cdef struct Place:
     Py_ssize_t image
@@ -358,10 +354,11 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
 
 
 cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
-    """Parts of units that follow each other, more of them than threads: one may be held up."""
+    """A thread has units that follow each other, and in every call the same: what it read or wrote before may still
+    be in its cache. Shared out as they come, 384 channels of 14x14 take two threads 26 us in place of 20."""
     cdef Py_ssize_t units = w.grids[0].g.batch * w.lanes * w.strips * w.blocks, part
     cdef Py_ssize_t size = carve(w, memory).size
-    cdef Py_ssize_t parts = smaller(threads * PARTS, units)
+    cdef Py_ssize_t parts = smaller(threads, units)
     cdef unsigned int mode = 0
     cdef Py_ssize_t lanes = w.lanes if w.strip.whole else 0, lane
     if threads == 1 or units == 1:
@@ -375,7 +372,7 @@ cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
         mode = flush_denormals()
         for lane in prange(lanes, schedule="static"):
             spread_weights(w, lane, carve(w, memory + threadid() * size).strip)
-        for part in prange(parts, schedule="dynamic"):
+        for part in prange(parts, schedule="static"):
             run_units(w, part * units // parts, (part + 1) * units // parts, memory + threadid() * size)
         restore_denormals(mode)
 
