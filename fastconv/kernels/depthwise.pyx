@@ -15,7 +15,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.depthwise_lanes cimport fill_lanes, spread, weave_lanes
-from fastconv.kernels.depthwise_pixels cimport Sweep, carve_sweep, sweep_band, sweep_size
+from fastconv.kernels.depthwise_pixels cimport Sweep, carve_sweep, sweep, sweep_size
 from fastconv.kernels.depthwise_store cimport copy_out, weave_vectors
 from fastconv.kernels.depthwise_strip cimport (
     LINE, MOST_INNER, MOST_LANES, Strip, Window, aligned, clear, fill_strip, repeat, window_of,
@@ -356,14 +356,12 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
 
 
 cdef void run_part(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memory) noexcept nogil:
-    cdef Sweep sweep
-    cdef Py_ssize_t band
-    if not w.in_place:
+    cdef Sweep at
+    if w.in_place:
+        at = carve_sweep(run_tile, w, memory)
+        sweep(&at, first, last)
+    else:
         run_units(w, first, last, memory)
-        return
-    sweep = carve_sweep(run_tile, w, memory)
-    for band in range(first, last):
-        sweep_band(&sweep, band)
 
 
 cdef Py_ssize_t thread_size(const Work* w) noexcept nogil:
@@ -378,7 +376,7 @@ cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
     cdef unsigned int mode = 0
     cdef Py_ssize_t lanes = w.lanes if w.strip.whole else 0, lane
     if w.in_place:
-        units = w.grids[0].g.batch * w.bands
+        units = w.single.g.batch * w.single.g.out_size[1]
     parts = smaller(threads, units)
     if threads == 1 or units == 1:
         mode = flush_denormals()

@@ -3,14 +3,17 @@
 from fastconv.kernels.depthwise_lanes cimport takes_whole, widest_block
 from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, met_by, rows_of_strip, shape_lines, share
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
-from fastconv.kernels.depthwise_tile cimport SHORT, TALL, most_rows
+from fastconv.kernels.depthwise_tile cimport TALL, most_rows
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport VL, real
 
 cdef enum:
     WIDEST = 512  # outputs of a line
-    WIDE = 24  # outputs of a row from which on channels that lie last are read in place
+    # Columns of the input for each row of taps, from which on channels that lie last are read in place: fewer windows
+    # reach into the padding. 144 channels, 56x56: 3x3 137 us, by strips 215, 5x5 stride 2 110, 135; 28x28: 3x3 46, 51,
+    # 5x5 (240 channels) 124, 110, 7x7 (192) 177, 130 (Xeon with AVX-512, 1 thread).
+    WIDE = 9
     AHEAD = 1024  # elements from what is read to what is fetched
     STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
 
@@ -25,7 +28,6 @@ cdef struct Work:
     bint pixels                  # channels lie last, in the input and in the output
     bint in_place                # and are read there (depthwise_pixels.pxd)
     Grid single                  # that pass, then
-    Py_ssize_t bands             # of SHORT rows of an image
     real* spread                 # weights of whole vectors of channels: [lane][row of the group][weights]
     Py_ssize_t spread_size
     Strip strip
@@ -74,9 +76,8 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     tile = TALL * skip
     w.pixels = g[0].in_axis[2] != 1
     w.in_place = (w.pixels and passes == 1 and skip == 1 and grid.runs == 1 and grid.rests == 0
-                  and g[0].groups >= VL and columns >= WIDE)
+                  and g[0].groups >= VL and columns * g[0].step[2] >= WIDE * grid.rows.count)
     w.single = grid
-    w.bands = ceil_div(rows, SHORT)
     s.whole = w.pixels or takes_whole(g, w.weights * g[0].groups)
     s.inner = VL if s.whole else share(columns, g[0].groups, w.weights)
     s.step = g[0].step[2]
