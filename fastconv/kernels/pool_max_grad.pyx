@@ -24,9 +24,13 @@ from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
 )
 from fastconv.kernels.pool_index cimport CODE_8, IndexKind, Indices, Tap, check_plane, load_indices, too_large
-from fastconv.kernels.pool_scatter cimport scatter_planes
+from fastconv.kernels.pool_scatter cimport Taps, list_taps, scatter_planes
 from fastconv.kernels.pool_spread cimport Grads, lies_side_by_side, rows_after, side_by_side, spread_lines
 from fastconv.kernels.simd cimport VL, flush_denormals, lane, real, restore_denormals
+
+
+cdef enum:
+    PLANES = 4  # scattered in turn
 
 
 # SPREAD where no windows overlap; PAIRS: two planes scattered in turn.
@@ -46,6 +50,7 @@ cdef struct Task:
     Py_ssize_t outputs           # elements of grad_output
     const Py_ssize_t* cut        # size of what the bands are cut from
     Py_ssize_t bands
+    Taps few                     # of PAIRS
 
 
 # Scratch of one thread. The ring holds rows of the output, one for each window over a row of the
@@ -214,8 +219,8 @@ cdef bint takes_pairs(const Task* task) noexcept nogil:
     return task.indices.kind == CODE_8 and g.inner == 1 and flat(g)
 
 
-cdef Py_ssize_t scatter_pair(const Task* task, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
-    """Planes `first` and, if count is 2, the next; an invalid index leaves both at 0."""
+cdef Py_ssize_t scatter_group(const Task* task, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """`count` planes from `first` on; an invalid index leaves them all at 0."""
     cdef const PoolGeometry* g = task.geometry
     cdef Py_ssize_t outputs = output_size(g), inputs = input_size(g), bad = 0, i
     cdef const uint8_t* codes = <const uint8_t*> task.indices.data + first * outputs
@@ -223,13 +228,15 @@ cdef Py_ssize_t scatter_pair(const Task* task, Py_ssize_t first, Py_ssize_t coun
     memset(plane, 0, count * inputs * sizeof(real))
     if not task.indices.trusted:
         for i in range(count):
-            bad += check_plane(g, task.indices.taps, codes + i * outputs)
+            bad += check_plane(g, task.few.columns, codes + i * outputs)
     if bad:
         return bad
-    if count == 2:
-        scatter_planes(True, g, task.indices.taps, codes, task.grad_output + first * outputs, plane)
-    else:
-        scatter_planes(False, g, task.indices.taps, codes, task.grad_output + first * outputs, plane)
+    if count == PLANES:
+        scatter_planes(PLANES, g, task.few.positions, codes, task.grad_output + first * outputs, plane)
+        return 0
+    for i in range(count):
+        scatter_planes(1, g, task.few.positions, codes + i * outputs, task.grad_output + (first + i) * outputs,
+                       plane + i * inputs)
     return 0
 
 
@@ -287,7 +294,7 @@ cdef Py_ssize_t run_unit(const Task* task, Py_ssize_t unit, char* memory) noexce
     cdef Scratch s
     cdef Band band
     if task.way == PAIRS:
-        return scatter_pair(task, 2 * unit, smaller(task.geometry.planes - 2 * unit, 2))
+        return scatter_group(task, PLANES * unit, smaller(task.geometry.planes - PLANES * unit, PLANES))
     band = band_of(unit, task.cut, task.bands)
     layout(task.geometry, task.way, memory, &s)
     if task.way == GATHER:
@@ -308,7 +315,8 @@ cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
     units = g.planes * task.cut[0] * task.bands
     if task.way != SPREAD and task.bands == 1 and takes_pairs(task):
         task.way = PAIRS
-        units = ceil_div(g.planes, 2)
+        list_taps(g, task.indices.taps, &task.few)
+        units = ceil_div(g.planes, PLANES)
     if task.way == GATHER:
         for thread in range(threads):
             prepare(g, memory + thread * size)
