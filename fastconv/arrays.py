@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 # By an equal dtype: calls compare theirs by identity, which a copy of the dtype would fail.
-NATIVE = {FLOAT32: FLOAT32, FLOAT64: FLOAT64}
+NATIVE: dict[Any, np.dtype[Any]] = {FLOAT32: FLOAT32, FLOAT64: FLOAT64}
 
 
 def as_operand(value: Any, name: str, dtype: np.dtype[Any] | None = None) -> Array:
@@ -54,7 +54,7 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     size = prod(shape) * dtype.itemsize
     if size < ALIGNED_BYTES:
         return np.empty(shape, dtype)
-    memory = np.empty(size + LINE, np.uint8)
+    memory: Any = np.empty(size + LINE, np.uint8)
     address = addressof(c_char.from_buffer(memory))  # 0.3 us, as `memory.ctypes.data` 0.9
     return np.ndarray(shape, dtype, memory, -address % LINE)
 

@@ -1,8 +1,8 @@
 """Channels last on wide maps: pixels are read where they lie, all channels of a column of outputs in one sweep.
 
 A tile is a few outputs below each other, of every channel in turn: the rows of the input are walked from end to end,
-as the caches fetch them. Only what the windows that reach into the padding hold is copied, with its zeros. Channels that
-whole vectors leave over are computed in a vector that reaches back, some of them for the second time.
+as the caches fetch them. Only what the windows that reach into the padding hold is copied, with its zeros. Channels
+that whole vectors leave over are computed in a vector that reaches back, some of them for the second time.
 """
 
 from libc.string cimport memcpy, memset
