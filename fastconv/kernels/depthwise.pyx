@@ -133,6 +133,7 @@ cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, real* sums,
     cdef Py_ssize_t out_pitch = t.out_pitch, out_step = t.out_step, whole = t.whole
     t.offset = grid.offset
     t.weight_step = 0
+    t.aligned = True
     t.entries = grid.g.channels * grid.columns.count * grid.runs
     t.start_pitch = t.start_step = 0
     if grid.rest:

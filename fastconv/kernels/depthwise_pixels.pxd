@@ -111,6 +111,7 @@ cdef inline void sweep_column(const Sweep* s, Py_ssize_t rows, const real* input
     t.out_step = VL
     t.vectors = t.whole = smaller(s.block, channels // VL - lane)
     t.relu = s.grid.g.relu
+    t.aligned = False
     s.run(advances, <int> rows, s.grid.taps, &t)
     if lane + s.block >= w.lanes and channels % VL:
         t.input = input + back

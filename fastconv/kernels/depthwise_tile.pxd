@@ -39,6 +39,7 @@ cdef struct Tile:
     Py_ssize_t whole             # vectors that are stored whole
     Py_ssize_t last              # elements stored of the others
     bint relu
+    bint aligned                 # lines begin vectors, and may be read a vector further than they are met
 
 
 cdef inline Py_ssize_t most_rows(int advance) noexcept nogil:
@@ -104,7 +105,7 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
     cdef real* row_out
     cdef bint relu = t.relu
     # A line that serves few taps is worth two aligned loads and a shift.
-    cdef bint shifts = SHIFTS and taps <= 3 * advance
+    cdef bint shifts = SHIFTS and taps <= 3 * advance and t.aligned
     for v in range(vectors):
         # Pointers that walk: the compiler would work out the address of every row before the first.
         row_start = start
