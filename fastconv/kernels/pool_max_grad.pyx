@@ -50,15 +50,8 @@ cdef struct Task:
     Py_ssize_t outputs           # elements of grad_output
     const Py_ssize_t* cut        # size of what the bands are cut from
     Py_ssize_t bands
-    Py_ssize_t shares            # that the channels of a band are cut into, when scattered
     Taps few                     # of PLANEWISE, and
     Py_ssize_t group             # planes in turn
-
-
-# Channels of one unit, where they lie last.
-cdef struct Share:
-    Py_ssize_t first
-    Py_ssize_t last
 
 
 # Scratch of one thread. The ring holds rows of the output, one for each window over a row of the
@@ -188,7 +181,7 @@ cdef Py_ssize_t gather_band(const Task* task, const Band* band, const Scratch* s
     return bad
 
 
-cdef void scatter_row(const Task* task, const Share* share, const lane* codes, const real* grads, Py_ssize_t position,
+cdef void scatter_row(const Task* task, const lane* codes, const real* grads, Py_ssize_t position,
                       real* plane) noexcept nogil:
     """Adds one row of gradients at its indices, all of them valid."""
     cdef Py_ssize_t inner = task.geometry.inner, step = task.geometry.stride[2], pixel, _, i
@@ -199,19 +192,19 @@ cdef void scatter_row(const Task* task, const Share* share, const lane* codes, c
             position += step
         return
     for _ in range(task.geometry.out_size[2]):
-        for i in range(share.first, share.last):
+        for i in range(inner):
             plane[(position + taps[codes[i]].position) * inner + i] += grads[i]
         position += step
         codes += inner
         grads += inner
 
 
-cdef void scatter_part(const Task* task, const Share* share, const lane* codes, const real* grads, Py_ssize_t position,
+cdef void scatter_part(const Task* task, const lane* codes, const real* grads, Py_ssize_t position,
                        Py_ssize_t first, Py_ssize_t last, real* plane) noexcept nogil:
     """The same for those that lie at positions first .. last - 1, whatever the others are."""
     cdef Py_ssize_t inner = task.geometry.inner, _, i, to
     for _ in range(task.geometry.out_size[2]):
-        for i in range(share.first, share.last):
+        for i in range(inner):
             if codes[i] >= 0:
                 to = position + task.indices.taps[codes[i]].position
                 if first <= to < last:
@@ -252,16 +245,7 @@ cdef Py_ssize_t scatter_group(const Task* task, Py_ssize_t first, Py_ssize_t cou
     return 0
 
 
-cdef void clear_share(const PoolGeometry* g, const Share* share, Py_ssize_t pixels, real* to) noexcept nogil:
-    cdef Py_ssize_t pixel
-    if share.last - share.first == g.inner:
-        memset(to, 0, pixels * g.inner * sizeof(real))
-    else:
-        for pixel in range(pixels):
-            memset(to + pixel * g.inner + share.first, 0, (share.last - share.first) * sizeof(real))
-
-
-cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Share* share, const Scratch* s) noexcept nogil:
+cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
     """Visits the windows that reach into the band; where it is the plane, valid indices cannot miss it."""
     cdef const PoolGeometry* g = task.geometry
     cdef Py_ssize_t depth, row, first, last, position, wrong, bad = 0
@@ -269,7 +253,7 @@ cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Share* sh
     cdef const real* grads
     first = (band.depth * g.in_size[1] + band.first) * g.in_size[2]
     last = first + (band.last - band.first) * g.in_size[2]
-    clear_share(g, share, last - first, plane + first * g.inner)
+    memset(plane + first * g.inner, 0, (last - first) * g.inner * sizeof(real))
     for depth in range(first_window(g, 0, band.depth), last_window(g, 0, band.depth)):
         for row in range(first_window(g, 1, band.first), last_window(g, 1, band.last - 1)):
             wrong = load_indices(g, &task.indices, band.plane, depth, row, s.codes)
@@ -277,9 +261,9 @@ cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Share* sh
                         + row * g.stride[1] - g.before[1]) * g.in_size[2] - g.before[2]
             grads = task.grad_output + ((band.plane * g.out_size[0] + depth) * g.out_size[1] + row) * out_row(g)
             if wrong == 0 and (last - first) * g.inner == input_size(g):
-                scatter_row(task, share, s.codes, grads, position, plane)
+                scatter_row(task, s.codes, grads, position, plane)
             else:
-                scatter_part(task, share, s.codes, grads, position, first, last, plane)
+                scatter_part(task, s.codes, grads, position, first, last, plane)
             bad += wrong
     return bad
 
@@ -314,19 +298,15 @@ cdef Py_ssize_t spread_band(const Task* task, const Band* band, const Scratch* s
 cdef Py_ssize_t run_unit(const Task* task, Py_ssize_t unit, char* memory) noexcept nogil:
     cdef Scratch s
     cdef Band band
-    cdef Share share
-    cdef Py_ssize_t vectors = ceil_div(task.geometry.inner, VL)
     if task.way == PLANEWISE:
         return scatter_group(task, task.group * unit, smaller(task.geometry.planes - task.group * unit, task.group))
-    share.first = unit % task.shares * vectors // task.shares * VL
-    share.last = smaller((unit % task.shares + 1) * vectors // task.shares * VL, task.geometry.inner)
-    band = band_of(unit // task.shares, task.cut, task.bands)
+    band = band_of(unit, task.cut, task.bands)
     layout(task.geometry, task.way, memory, &s)
     if task.way == GATHER:
         return gather_band(task, &band, &s)
     if task.way == SPREAD:
         return spread_band(task, &band, &s)
-    return scatter_band(task, &band, &share, &s)
+    return scatter_band(task, &band, &s)
 
 
 cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
@@ -337,11 +317,7 @@ cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
     cdef int thread
     task.cut = &g.out_size[0] if task.way == SPREAD else &g.in_size[0]
     task.bands = bands_of(g.planes * task.cut[0], task.cut[1], threads)
-    task.shares = 1
-    if task.way == SCATTER and task.bands > 1 and g.inner >= 2 * VL:
-        task.bands = 1
-        task.shares = smaller(ceil_div(threads, g.planes * task.cut[0]), g.inner // VL)
-    units = g.planes * task.cut[0] * task.bands * task.shares
+    units = g.planes * task.cut[0] * task.bands
     if task.way != SPREAD and task.bands == 1 and takes_planes(task):
         task.way = PLANEWISE
         list_taps(g, task.indices.taps, &task.few)
