@@ -38,7 +38,7 @@ POOL_PEERS = (
 
 # Suites whose rivals are not those of the others.
 PEERS_OF_SUITE = {
-    "depthwise": (*_PREPACKED, "fastconv_plain", "fastconv_prepared"),
+    "depthwise": (*_PREPACKED, "fastconv_plain", "fastconv_prepared", "fastconv_prepared_nhwc"),
     "first": (*_PREPACKED, "fastconv_plain", "fastconv_prepared"),
     "winograd": (*_PREPACKED, "fastconv_plain", "fastconv_prepared"),
     "filters": (

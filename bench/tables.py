@@ -10,7 +10,14 @@ from bench.peers import PEERS
 from bench.results import CaseResult, Results
 from bench.shapes import DIRECTIONS, layers_by_name
 
-OURS = ("fastconv_plain", "fastconv_prepared", "fastconv_signal", "pool_fastconv", "pool_fastconv_nhwc")
+OURS = (
+    "fastconv_plain",
+    "fastconv_prepared",
+    "fastconv_prepared_nhwc",
+    "fastconv_signal",
+    "pool_fastconv",
+    "pool_fastconv_nhwc",
+)
 
 
 def markdown(header: list[str], rows: Iterable[list[str]], text_columns: int) -> str:

@@ -14,6 +14,8 @@ from fastconv.engine import load
 Array = np.ndarray[Any, Any]
 
 FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+# By an equal dtype: calls compare theirs by identity, which a copy of the dtype would fail.
+NATIVE: dict[Any, np.dtype[Any]] = {FLOAT32: FLOAT32, FLOAT64: FLOAT64}
 
 
 def as_operand(value: Any, name: str, dtype: np.dtype[Any] | None = None) -> Array:
@@ -30,8 +32,8 @@ def as_operand(value: Any, name: str, dtype: np.dtype[Any] | None = None) -> Arr
         if not (hasattr(value, "__array__") or hasattr(value, "__array_interface__")):
             raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
         value = np.asarray(value)
-    native = value.dtype.newbyteorder("=")
-    if native not in (FLOAT32, FLOAT64):
+    native = NATIVE.get(value.dtype.newbyteorder("="))
+    if native is None:
         raise TypeError(f"{name}: expected dtype float32 or float64, got {value.dtype}")
     if dtype is not None and native != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, that of the first operand, got {native}")

@@ -107,6 +107,13 @@ CHANNELS_LAST = [
     depthwise(3, (12, 31), (4, 5), stride=3, padding=2),
     depthwise(1, (12, 31), 3, padding=1),
     depthwise(16, (7, 9), 9, stride=(1, 2), padding=4),
+    depthwise(16, (20, 30), 3, padding=1),  # read in place, as those below
+    depthwise(19, (31, 57), 3, stride=2, padding=((0, 2), (3, 0))),
+    depthwise(35, (12, 50), 5, batch=1, padding=2),
+    depthwise(18, (9, 70), (7, 3), batch=1, padding=4),
+    depthwise(17, (30, 66), 3, batch=1, stride=2, dilation=2, padding=2),
+    depthwise(16, (5, 40), (1, 3), stride=3, padding=1),
+    depthwise(33, (2, 30), 3, padding=1),
     depthwise(4, (11, 12), 3, multiplier=2, padding=1),  # through copies, as those below
     case((2, 3, 9, 8), (5, 3, 3, 3), stride=2, padding=1),
     case((2, 4, 6, 5), (6, 2, 1, 1), groups=2),
@@ -135,7 +142,7 @@ def test_channels_last_equal_channels_first(problem, algorithm, isa, dtype):
 
 @pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
 def test_channels_last_on_any_number_of_threads(direction, isa, dtype, monkeypatch):
-    monkeypatch.setattr(plan, "FLOPS_PER_THREAD", 1)
+    monkeypatch.setattr(plan, "ELEMENTS_PER_THREAD", 1)
     data = operands(depthwise(37, (40, 50), 3, padding=1), dtype)
     x, g = last(data.input), last(data.grad_output)
     window = {**data.case.options, "layout": "NHWC"}
@@ -152,10 +159,21 @@ def test_channels_last_on_any_number_of_threads(direction, isa, dtype, monkeypat
     assert identical(results[0], results[2])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_zeros_beside_channels_last_are_multiplied(value, isa, dtype):
+    data, options = operands(depthwise(19, (9, 40), 3, padding=1), dtype), {"padding": 1, "groups": 19}
+    data.weight[3, 0, 0, 1] = value  # meets zeros alone above the first row
+    y = fastconv.conv2d(last(data.input), data.weight, layout="NHWC", **options)
+    np.testing.assert_array_equal(np.isfinite(y[:, 0, :, 3]), False)
+    np.testing.assert_array_equal(np.isfinite(y[..., 4]), True)
+    assert identical(np.moveaxis(y, -1, 1).copy(), fastconv.conv2d(data.input, data.weight, **options))
+
+
 @pytest.mark.parametrize("at", ["start", "end"])
 @pytest.mark.parametrize("channels", [3, 16, 19])
-def test_nothing_beyond_channels_last_is_touched(channels, at, isa, dtype, cage):
-    shape, window = (1, 9, 20, channels), {"padding": 1, "groups": channels, "layout": "NHWC"}
+@pytest.mark.parametrize("width", [20, 28])
+def test_nothing_beyond_channels_last_is_touched(channels, width, at, isa, dtype, cage):
+    shape, window = (1, 9, width, channels), {"padding": 1, "groups": channels, "layout": "NHWC"}
     rng = np.random.default_rng(0)
     x, w, g = (
         cage.copy(rng.uniform(-1, 1, size).astype(dtype), at) for size in (shape, (channels, 1, 3, 3), shape)
@@ -226,7 +244,7 @@ LONG = [
 @pytest.mark.parametrize("problem", LONG, ids=str)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_strips_and_blocks(problem, threads, direction, isa, dtype, monkeypatch):
-    monkeypatch.setattr(plan, "FLOPS_PER_THREAD", 1)
+    monkeypatch.setattr(plan, "ELEMENTS_PER_THREAD", 1)
     with fastconv.threads(threads):
         check(direction, operands(problem, dtype), "depthwise")
 

@@ -49,6 +49,7 @@ def test_workspace_is_just_large_enough(problem, threads, kernel, junk_scratch, 
     """Junk in the workspace changes nothing, and the bytes around it stay."""
     skip_unless_supported(kernel, problem)
     monkeypatch.setattr("fastconv.plan.FLOPS_PER_THREAD", 1)  # threads for every problem
+    monkeypatch.setattr("fastconv.plan.ELEMENTS_PER_THREAD", 1)
     data = operands(problem, dtype)
     want = compute(kernel.direction, data, "direct")
     with fastconv.threads(threads):
@@ -67,6 +68,7 @@ def test_no_access_out_of_bounds(problem, at, kernel, cage, monkeypatch, isa, dt
     skip_unless_supported(kernel, problem)
     monkeypatch.setattr(calls, "scratch", lambda size: cage.place((size,), np.uint8, at))
     monkeypatch.setattr("fastconv.plan.FLOPS_PER_THREAD", 1)
+    monkeypatch.setattr("fastconv.plan.ELEMENTS_PER_THREAD", 1)
     data = operands(problem, dtype)
     arrays = (data.input, data.weight, data.bias, data.grad_output)
     caged = type(data)(problem, *(cage.copy(array, at) for array in arrays))

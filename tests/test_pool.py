@@ -227,6 +227,10 @@ WAYS = {
     "windows of 3 side by side": ((2, 5, 11, 20), 3, 3, 0),
     "stride 1 down, 2 across": ((1, 3, 6, 40), 3, (1, 2), 1),
     "one plane": ((1, 1, 33, 65), 3, 2, 1),
+    "rows run on": ((1, 200, 8, 8), 3, 1, 1),
+    "rows run on, 5x5": ((2, 90, 17, 17), 5, 1, 2),
+    "rows run on, planes lower than windows": ((1, 151, 3, 5), (5, 3), 1, (2, 1)),
+    "rows run on, even windows": ((1, 130, 6, 11), (2, 4), 1, ((1, 0), (1, 2))),
 }
 
 
@@ -456,6 +460,24 @@ def test_the_same_bits_for_any_number_of_threads(isa, dtype, rng, arguments, pla
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
             assert first.tobytes() == second.tobytes()
+
+
+def test_planes_that_run_on_have_the_bits_of_strips(isa, dtype, rng, monkeypatch):
+    """Six planes are whole units of one thread, and bands of rows of five."""
+    monkeypatch.setattr(pool, "ELEMENTS_PER_THREAD", 1)
+    pool._seen.clear()
+    pool._bound.clear()
+    x = coarse(rng, (1, 6, 40, 37), dtype)
+    finite = normal(rng, x.shape, dtype)
+    finite[rng.random(x.shape) < 0.5] = -0.0
+    results = []
+    for threads in (1, 5):
+        with fastconv.threads(threads):
+            results.append([max_pool2d(x, 3, 1, 1), avg_pool2d(finite, 5, 1, 2)])
+    pool._seen.clear()
+    pool._bound.clear()
+    for first, second in zip(*results, strict=True):
+        assert first.tobytes() == second.tobytes()
 
 
 # Arrays

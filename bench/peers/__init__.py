@@ -57,6 +57,7 @@ ALL_PEERS = (
     Peer("ncnn", "ncnn", "ncnn", quiet_after=0.05, by_default=False),
     Peer("fastconv_plain", "fastconv", "fastconv", FASTCONV_LIMITS),
     Peer("fastconv_prepared", "fastconv prepared", "fastconv", FASTCONV_LIMITS),
+    Peer("fastconv_prepared_nhwc", "fastconv prepared, NHWC", "fastconv", FASTCONV_LIMITS, by_default=False),
     Peer("numpy_im2col", "NumPy im2col", "numpy", quiet_after=0.25, by_default=False),
     Peer("fastconv_signal", "fastconv.signal", "fastconv", FASTCONV_LIMITS, by_default=False),
     Peer("opencv", "OpenCV filter2D", "cv2", by_default=False),

@@ -28,6 +28,7 @@ cdef struct Tile:
     Py_ssize_t entries           # e
     const Py_ssize_t* offset
     const real* weight           # [entries][taps][VL]
+    Py_ssize_t weight_step       # from vector to vector; 0 where all have the same
     const real* start            # bias or unfinished sums
     Py_ssize_t start_pitch       # from row to row; 0 for a bias
     Py_ssize_t start_step        # from vector to vector; 0 for a bias
@@ -38,6 +39,7 @@ cdef struct Tile:
     Py_ssize_t whole             # vectors that are stored whole
     Py_ssize_t last              # elements stored of the others
     bint relu
+    bint aligned                 # lines begin vectors, and may be read a vector further than they are met
 
 
 cdef inline Py_ssize_t most_rows(int advance) noexcept nogil:
@@ -92,23 +94,25 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
     cdef Py_ssize_t v, e, shift, pitch = t.pitch, entries = t.entries, vectors = t.vectors
     cdef Py_ssize_t whole = t.whole, last = t.last, out_step = t.out_step
     cdef Py_ssize_t start_pitch = t.start_pitch, start_step = t.start_step, out_pitch = t.out_pitch
+    cdef Py_ssize_t weight_step = t.weight_step
     cdef const Py_ssize_t* offset = t.offset
     cdef const real* input = t.input
     cdef const real* start = t.start
+    cdef const real* weights_of = t.weight
     cdef const real* weights
     cdef const real* row_start
     cdef real* out = t.out
     cdef real* row_out
     cdef bint relu = t.relu
     # A line that serves few taps is worth two aligned loads and a shift.
-    cdef bint shifts = SHIFTS and taps <= 3 * advance
+    cdef bint shifts = SHIFTS and taps <= 3 * advance and t.aligned
     for v in range(vectors):
         # Pointers that walk: the compiler would work out the address of every row before the first.
         row_start = start
         for i in range(rows):
             acc[i] = vload(row_start)
             row_start += start_pitch
-        weights = t.weight
+        weights = weights_of
         for e in range(entries):
             for r in range(taps):
                 weight[r] = vload(weights + r * VL)
@@ -134,6 +138,7 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
         input += VL
         out += out_step
         start += start_step
+        weights_of += weight_step
 
 
 cdef inline void tile_of_height(int rows, const int taps, const int advance, const Tile* t) noexcept nogil:

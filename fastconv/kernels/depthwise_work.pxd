@@ -10,6 +10,10 @@ from fastconv.kernels.simd cimport VL, real
 
 cdef enum:
     WIDEST = 512  # outputs of a line
+    # Columns of the input for each row of taps, from which on channels that lie last are read in place: fewer windows
+    # reach into the padding. 144 channels, 56x56: 3x3 137 us, by strips 215, 5x5 stride 2 110, 135; 28x28: 3x3 46, 51,
+    # 5x5 (240 channels) 124, 110, 7x7 (192) 177, 130 (Xeon with AVX-512, 1 thread).
+    WIDE = 9
     AHEAD = 1024  # elements from what is read to what is fetched
     STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
 
@@ -22,6 +26,8 @@ cdef struct Work:
     Py_ssize_t weights           # taps of all grids, times channels
     Py_ssize_t* weight_from
     bint pixels                  # channels lie last, in the input and in the output
+    bint in_place                # and are read there (depthwise_pixels.pxd)
+    Grid single                  # that pass, then
     real* spread                 # weights of whole vectors of channels: [lane][row of the group][weights]
     Py_ssize_t spread_size
     Strip strip
@@ -69,6 +75,9 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     w.channels = g[0].channels
     tile = TALL * skip
     w.pixels = g[0].in_axis[2] != 1
+    w.in_place = (w.pixels and passes == 1 and skip == 1 and grid.runs == 1 and grid.rests == 0
+                  and g[0].groups >= VL and columns * g[0].step[2] >= WIDE * grid.rows.count)
+    w.single = grid
     s.whole = w.pixels or takes_whole(g, w.weights * g[0].groups)
     s.inner = VL if s.whole else share(columns, g[0].groups, w.weights)
     s.step = g[0].step[2]

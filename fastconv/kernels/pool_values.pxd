@@ -5,7 +5,8 @@ from fastconv.kernels.pool cimport Band, PoolGeometry, band_of, bands_of, carve,
 from fastconv.kernels.pool_direct cimport (
     pair_band, pixel_band, reduce_planes, takes_pairs, takes_pixels, takes_planes,
 )
-from fastconv.kernels.pool_reduce cimport Values
+from fastconv.kernels.pool_flat cimport Flat, carve_flat, pool_flat, prepare_flat, takes_flat
+from fastconv.kernels.pool_reduce cimport QUOTIENTS, Values
 from fastconv.kernels.pool_strip cimport Strip, carve_strip, pool_band, prepare_strip
 from fastconv.kernels.simd cimport VL, real
 
@@ -15,6 +16,7 @@ cdef enum Way:
     PAIRS = 1
     PIXELS = 2
     PLANES = 3
+    FLAT = 4
 
 
 # One call. Where windows stay inside their planes' rows, planes are stacked to one tall plane.
@@ -32,6 +34,7 @@ cdef struct Call:
 # Scratch of one thread.
 cdef struct Scratch:
     Strip strip
+    Flat flat
     const real** rows            # under a row of windows
 
 
@@ -52,6 +55,8 @@ cdef inline Py_ssize_t layout(const PoolGeometry* g, char* memory, Scratch** s) 
     here.rows = <const real**> carve(&memory, window_rows(g) * <Py_ssize_t> sizeof(void*))
     if way == STRIPS:
         carve_strip(g, &memory, &here.strip)
+        if takes_flat(g):
+            carve_flat(g, &memory, &here.flat)
     if start != NULL:
         s[0][0] = here
     return memory - start
@@ -61,6 +66,15 @@ cdef inline bint stacks(const PoolGeometry* g) noexcept nogil:
     """Do the rows of windows fill their planes and never overlap?"""
     return (g.in_size[0] == 1 and g.kernel[0] == 1 and g.out_size[0] == 1 and g.before[1] == 0
             and reach(g, 1) < g.stride[1] and g.out_size[1] * g.stride[1] == g.in_size[1])
+
+
+cdef inline void share_masks(const Call* call, int threads) noexcept nogil:
+    """One table for all threads."""
+    cdef Scratch* first = <Scratch*> call.memory
+    cdef int thread
+    prepare_flat(&call.values, &first.flat)
+    for thread in range(1, threads):
+        (<Scratch*> (call.memory + thread * call.size)).flat.masks = first.flat.masks
 
 
 cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int threads, char* memory) noexcept nogil:
@@ -84,8 +98,13 @@ cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int th
     call.bands = bands_of(g.planes * g.out_size[0], g.out_size[1], threads)
     call.units = g.planes * g.out_size[0] * call.bands
     call.group = 1
+    if call.way == STRIPS and call.bands == 1 and takes_flat(g) and call.values.finish.kind != QUOTIENTS:
+        call.way = FLAT
+        share_masks(call, threads)
     if call.way == PLANES:
         call.group = VL
+    elif call.way == FLAT:
+        call.group = smaller(s.flat.planes, ceil_div(g.planes, threads))
     elif call.way == STRIPS and call.bands == 1:
         call.group = smaller(s.strip.planes, ceil_div(g.planes, 4 * threads)) if threads > 1 else s.strip.planes
     if call.group > 1:
@@ -97,6 +116,10 @@ cdef inline void run_unit(bint maximum, const Call* call, Py_ssize_t unit, int t
     cdef Band band
     if call.way == PLANES:
         reduce_planes(maximum, &call.values, unit * VL)
+        return
+    if call.way == FLAT:
+        pool_flat(maximum, &call.values, &s.flat, unit * call.group,
+                  smaller(call.group, call.geometry.planes - unit * call.group))
         return
     band = band_of(unit, call.geometry.out_size, call.bands)
     if call.group > 1:
