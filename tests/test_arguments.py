@@ -108,6 +108,24 @@ def test_equal_is_not_the_same(argument, value):
             fastconv.conv2d(x, w, **{argument: value})
 
 
+def test_a_call_seen_before_checks_bias_and_out():
+    x, w, b = np.ones((1, 2, 5, 5)), np.ones((3, 2, 1, 1)), np.arange(3.0)
+    want = fastconv.conv2d(x, w) + b[:, None, None]
+    for _ in range(2):
+        out = np.empty((1, 3, 5, 5))
+        assert fastconv.conv2d(x, w, b, out=out) is out
+        np.testing.assert_array_equal(out, want)
+        np.testing.assert_array_equal(fastconv.conv2d(x, w, np.repeat(b, 2)[::2]), want)
+        for bias in (np.ones(2), np.ones((3, 1)), np.ones(4)):
+            with pytest.raises(ValueError, match="^bias"):
+                fastconv.conv2d(x, w, bias)
+        for bias in (np.ones(3, np.float32), [0, 1, 2]):
+            with pytest.raises(TypeError, match="^bias"):
+                fastconv.conv2d(x, w, bias)
+        with pytest.raises(ValueError, match="^out"):
+            fastconv.conv2d(x, w, b, out=np.empty((1, 3, 5, 4)))
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("stride", 1.0), ("stride", True), ("padding", False), ("dilation", True), ("groups", True)],

@@ -14,7 +14,7 @@ from conftest import (
 )
 
 import fastconv
-from fastconv.arrays import as_operand, check_out, is_target
+from fastconv.arrays import LINE, as_operand, check_out, is_target, new_array
 
 PROBLEM = case((2, 4, 9, 8), (6, 2, 3, 2), groups=2, stride=2, padding=1)
 
@@ -259,6 +259,19 @@ def test_results_are_new_arrays(direction, dtype):
     assert first.flags.carray
     second.fill(7)
     assert identical(first, compute(direction, data))
+
+
+def test_large_results_begin_on_a_line(dtype):
+    for shape in ((1, 1, 91, 91), (2, 3, 64, 64), (9000, 1)):
+        result = new_array(shape, dtype)
+        assert (result.shape, result.dtype) == (shape, dtype)
+        assert result.dtype is dtype
+        assert result.ctypes.data % LINE == 0
+        assert result.flags.carray
+        result.fill(1)
+        assert not np.shares_memory(result, new_array(shape, dtype))
+    with pytest.raises(MemoryError):
+        new_array((1 << 50,), dtype)
 
 
 # The door

@@ -68,6 +68,36 @@ def test_rows_of_half_vectors(filters, columns, isa, dtype):
         check("input_grad", operands(problem, dtype), "gemm")
 
 
+SWEPT = [
+    case((1, 5, 9, 13), (7, 5, 1, 1)),  # one block of rows, a last tile that begins early
+    case((2, 12, 10, 10), (70, 12, 1, 1)),
+    case((1, 30, 11, 97), (31, 30, 1, 1)),  # few blocks
+    case((1, 3, 19, 41), (37, 3, 3, 2), padding=1),  # a band, low tiles
+    case((2, 6, 17, 48), (40, 3, 2, 2), groups=2),
+    case((1, 8, 33, 25), (29, 8, 3, 3), stride=2, padding=1),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("problem", SWEPT, ids=str)
+def test_sweeps_along_the_pixels(problem, threads, isa, dtype):
+    data = operands(problem, dtype)
+    with fastconv.threads(threads):
+        for direction in ("forward", "input_grad"):
+            check(direction, data, "gemm")
+        got = compute("forward", data, "gemm", activation="relu")
+    want = compute("forward", data, "direct", activation="relu")
+    assert_allclose(got, want, rtol=0, atol=2000 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("columns", [6, 7, 8, 23, 24, 33, 64])
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_input_gradients_lie_a_stride_apart(stride, columns, isa, dtype):
+    for kernel in (1, 2, 3):
+        problem = case((2, 20, 9, columns), (5, 20, kernel, kernel), stride=stride, padding=kernel // 2)
+        check("input_grad", operands(problem, dtype), "gemm")
+
+
 @pytest.mark.parametrize("value", [1.0, np.inf, np.nan])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_taps_in_the_padding(threads, value, isa, dtype):
