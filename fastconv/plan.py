@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import winograd
 from fastconv.engine import forget_on_change, load
 from fastconv.passes import (
     PACK_LIMIT,
@@ -122,6 +123,10 @@ class Plan:
         if self.algorithm == "filter" and self.direction == "forward":
             (step,) = self.passes
             return int(kernels.filter.workspace_bytes(step.geometry, step.taps, threads))
+        if self.algorithm in winograd.ALGORITHMS:
+            (step,) = self.passes
+            kernel = kernels.winograd_grad if self.direction == "weight_grad" else kernels.winograd
+            return int(kernel.workspace_bytes(step.geometry, step.taps, *self.winograd_cut, threads))
         if self.direction == "weight_grad" and self.algorithm in ("depthwise", "filter", "shifted"):
             (image,) = self.passes
             kernel = kernels.shifted_grad if self.algorithm == "shifted" else kernels.depthwise_grad
@@ -165,6 +170,11 @@ class Plan:
             image.geometry, image.taps, grad.geometry, grad.taps, cut.grad_is_left, cut.image_whole,
             cut.grad_whole, cut.segments, cut.chunks, cut.splits,
         )  # fmt: skip
+
+    @property
+    def winograd_cut(self) -> tuple[Any, ...]:
+        """What the entries of kernels/winograd.pyx take beside geometry, taps and operands."""
+        return winograd.cut(self.problem, self.direction, self.algorithm, self.dtype, self.prepared)
 
     def explain(self) -> str:
         """The plan in words: algorithm, why, work, memory, blocking."""
@@ -275,7 +285,7 @@ def plan_conv(
         return make((forward_pass(problem, dtype, relu),))
     if direction == "weight_grad":
         image, grad = forward_pass(problem, dtype, False), identity_pass(problem, dtype)
-        if algorithm in ("direct", "depthwise", "filter", "shifted"):
+        if algorithm in ("direct", "depthwise", "filter", "shifted", *winograd.ALGORITHMS):
             return make((image,))
         return make((image, grad), True, cut_reduction(problem, image, grad, dtype))
     return make(*input_grad_passes(problem, dtype))

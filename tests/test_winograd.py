@@ -1,0 +1,199 @@
+"""3x3 convolutions by Winograd's method ("winograd_f4x4_3x3", "winograd_f2x2_3x3"), forward and gradients."""
+
+import numpy as np
+import pytest
+from conftest import around, case, check, compute, every_direction, identical, operands
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import signal
+
+import fastconv
+from fastconv import engine, plan, winograd
+from fastconv.testing import gradcheck
+
+every_winograd = pytest.mark.parametrize("algorithm", winograd.ALGORITHMS)
+
+
+def layer(channels, filters, size, batch=1, **options):
+    groups = options.get("groups", 1)
+    shape = (batch, groups * channels, *np.broadcast_to(size, 2))
+    return case(shape, (groups * filters, channels, 3, 3), **{"padding": 1, **options})
+
+
+# Tiles, runs of tiles, blocks of runs; panels and blocks of channels
+
+
+@every_winograd
+@every_direction
+def test_every_size_of_a_map(direction, algorithm, isa, dtype):
+    for height, width in ((1, 1), (1, 9), (2, 3), (3, 4), (4, 4), (5, 6), (7, 7), (8, 5), (9, 17), (13, 2)):
+        for padding in (1, 0, 2) if min(height, width) > 2 else (1, 2):
+            problem = layer(3, 5, (height, width), 2, padding=padding)
+            check(direction, operands(problem, dtype), algorithm)
+
+
+@every_winograd
+@every_direction
+def test_channels_around_the_vector_and_the_panel(direction, algorithm, tile, dtype):
+    _, panel, lanes = tile
+    for channels in {1, 2, *around(lanes), *around(panel), 4 * lanes + 1}:
+        check(direction, operands(layer(channels, 5, (6, 9)), dtype), algorithm)
+        check(direction, operands(layer(5, channels, (6, 9)), dtype), algorithm)
+
+
+PROBLEMS = [
+    layer(8, 9, (31, 30), 2),
+    layer(17, 33, 14, 3),
+    layer(5, 6, (40, 61), padding=((0, 3), (2, 1))),
+    layer(4, 3, (9, 8), 2, groups=3),
+    layer(5, 7, 8, padding="full"),
+    layer(5, 7, (8, 9), padding="causal"),
+    layer(4, 5, (2, 3), padding=7),
+    layer(3, 4, (2, 150)),
+    layer(3, 4, (150, 2)),
+    layer(6, 5, 3, 40),
+    layer(2, 3, 7, 9, padding=0),
+]
+every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+
+
+@every_winograd
+@every_direction
+@every_problem
+def test_agrees_with_the_definition(problem, direction, algorithm, isa, dtype):
+    check(direction, operands(problem, dtype), algorithm)
+
+
+@every_winograd
+@every_direction
+@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[1], PROBLEMS[3]], ids=str)
+def test_many_blocks_and_portions(problem, direction, algorithm, isa, dtype, monkeypatch):
+    """Few tiles at a time, few panels of weights at a time, few channels of a panel."""
+    monkeypatch.setattr(winograd, "MOST_TILES", 1)
+    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
+    monkeypatch.setattr(winograd, "WEIGHT_LIMIT", 1)
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(winograd, "l2_bytes", lambda: 1)
+    with engine.forced(isa):  # plans are forgotten
+        check(direction, operands(problem, dtype), algorithm)
+
+
+@every_winograd
+@every_direction
+@every_problem
+def test_same_bits_on_any_number_of_threads(problem, direction, algorithm, isa, dtype, monkeypatch):
+    monkeypatch.setattr(plan, "FLOPS_PER_THREAD", 1)
+    data = operands(problem, dtype)
+    with fastconv.threads(1):
+        want = compute(direction, data, algorithm)
+    for threads in (2, 3, 5):
+        with fastconv.threads(threads):
+            assert identical(compute(direction, data, algorithm), want)
+
+
+@every_winograd
+def test_a_sample_does_not_depend_on_its_batch(algorithm, isa, dtype):
+    data = operands(layer(17, 20, (13, 30), 3), dtype)
+    whole = compute("forward", data, algorithm)
+    for n in range(3):
+        alone = fastconv.conv2d(data.input[n : n + 1], data.weight, data.bias, padding=1, algorithm=algorithm)
+        assert identical(alone, whole[n : n + 1])
+
+
+@every_winograd
+@every_problem
+def test_prepared_has_the_bits_of_a_plain_call(problem, algorithm, isa, dtype):
+    data = operands(problem, dtype)
+    options = {"algorithm": algorithm, "activation": "relu", **problem.options}
+    operation = fastconv.prepare_conv2d(data.weight, data.bias, **options)
+    assert identical(operation(data.input), fastconv.conv2d(data.input, data.weight, data.bias, **options))
+
+
+@st.composite
+def problems(draw):
+    groups, channels, filters = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    pads = tuple((draw(st.integers(0, 4)), draw(st.integers(0, 4))) for _ in range(2))
+    size = tuple(draw(st.integers(max(3 - sum(pad), 1), 25)) for pad in pads)
+    return layer(channels, filters, size, draw(st.integers(1, 4)), groups=groups, padding=pads)
+
+
+@given(
+    problem=problems(),
+    direction=st.sampled_from(("forward", "input_grad", "weight_grad")),
+    algorithm=st.sampled_from(winograd.ALGORITHMS),
+    isa=st.sampled_from(engine.loadable()),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=200)
+def test_any_problem(problem, direction, algorithm, isa, dtype, threads):
+    with engine.forced(isa), fastconv.threads(threads):
+        check(direction, operands(problem, dtype), algorithm)
+
+
+# What it means
+
+
+@every_winograd
+def test_it_is_a_correlation(algorithm, isa, dtype, rng):
+    image, taps = rng.uniform(-1, 1, (19, 30)).astype(dtype), rng.uniform(-1, 1, (3, 3)).astype(dtype)
+    for mode in ("full", "same", "valid"):
+        got = fastconv.conv2d(image[None, None], taps[None, None], padding=mode, algorithm=algorithm)
+        want = signal.correlate2d(image.astype(float), taps.astype(float), mode)
+        np.testing.assert_allclose(got[0, 0], want, rtol=0, atol=60 * np.finfo(dtype).eps)
+
+
+@every_winograd
+@pytest.mark.parametrize("problem", [layer(3, 4, (6, 7), 2), layer(2, 3, 5, groups=2, padding=2)], ids=str)
+def test_gradcheck(problem, algorithm, isa):
+    data = operands(problem, np.float64)
+    options = {**problem.options, "algorithm": algorithm}
+
+    def backward(grad, x, weight):
+        grads = fastconv.conv2d_backward(grad, x, weight, bias=False, **options)
+        return grads.input, grads.weight
+
+    assert gradcheck(
+        lambda x, weight: fastconv.conv2d(x, weight, **options),
+        (data.input, data.weight), backward, max_elements=40, names=("input", "weight"),
+    )  # fmt: skip
+
+
+@every_winograd
+@pytest.mark.parametrize("problem", [layer(20, 30, 14), PROBLEMS[2]], ids=str)
+def test_gradients_are_adjoint(problem, algorithm, isa, dtype):
+    data = operands(problem, dtype)
+    y = fastconv.conv2d(data.input, data.weight, algorithm=algorithm, **problem.options).astype(float)
+    product = np.vdot(y, data.grad_output)
+    bound = 200 * np.finfo(dtype).eps * np.sqrt(y.size * data.weight[0].size)
+    dx, dw = (compute(direction, data, algorithm).astype(float) for direction in ("input_grad", "weight_grad"))
+    assert abs(np.vdot(dx, data.input) - product) < bound
+    assert abs(np.vdot(dw, data.weight) - product) < bound
+
+
+@every_winograd
+@every_direction
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
+def test_special_values(direction, value, algorithm, isa, dtype):
+    """Where a value that is not finite, or overflows at a point, meets a window, and nowhere else."""
+    problem = layer(4, 5, (11, 14), 2)
+    names = {"forward": ("input", "weight", "bias"), "input_grad": ("weight", "grad_output"),
+             "weight_grad": ("input", "grad_output")}[direction]  # fmt: skip
+    value = value * 1e270 if dtype == np.float64 and value == 1e38 else value
+    for name in names:
+        data = operands(problem, dtype)
+        array = getattr(data, name)
+        array[(1,) * array.ndim] = value
+        got, want = (compute(direction, data, which) for which in (algorithm, "gemm"))
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+        np.testing.assert_array_equal(got[np.isinf(want)], want[np.isinf(want)])
+        if not np.isfinite(value):
+            finite = np.isfinite(want)
+            np.testing.assert_allclose(got[finite], want[finite], rtol=0, atol=1e3 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2}], ids=str)
+@every_winograd
+def test_refuses_steps_and_gaps(options, algorithm):
+    with pytest.raises(ValueError, match=rf"^algorithm: '{algorithm}' does not take this problem"):
+        fastconv.plan_conv2d((1, 4, 9, 9), (4, 4, 3, 3), algorithm=algorithm, **options)
