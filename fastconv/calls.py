@@ -170,6 +170,8 @@ def _shifted(plan: Plan) -> Run:
 def _winograd(plan: Plan) -> Run:
     if plan.direction == "weight_grad":
         return _winograd_weight_grad(plan)
+    if not plan.passes:  # no tap reaches any pixel
+        return lambda weight, grad_output, out, threads: out.fill(0)
     kernel, (step,) = engine.load(plan.dtype).winograd, plan.passes
     conv, geometry, taps, cut = kernel.conv, step.geometry, step.taps, plan.winograd_cut
     size = _sized(lambda n: kernel.workspace_bytes(geometry, taps, *cut, n))

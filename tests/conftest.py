@@ -286,7 +286,7 @@ def fitting(problem: Case, algorithm: str) -> Case:
         problem,
         Case(problem.input_shape, (each, 1, *problem.weight_shape[2:]), alone),
         Case(problem.input_shape, (filters, problem.weight_shape[1], 1, 1), {"groups": groups}),
-        Case(problem.input_shape, (filters, problem.weight_shape[1], 3, 3), {"groups": groups, "padding": 1}),
+        Case(problem.input_shape, (filters, problem.weight_shape[1], 3, 3), {"groups": groups, "padding": 2}),
     ]
     for twin in twins if channels else (problem, *twins[2:]):
         if all(row.supports(twin.problem) for row in rows):

@@ -108,7 +108,7 @@ cdef void multiply_heights(const Work* w, Py_ssize_t tiles, Py_ssize_t lanes, Ti
     micro_kernel(ROWS, <int> height, <int> (lanes // VL), t)
 
 
-cdef void multiply(const Work* w, const real* values, const real* weights, Py_ssize_t weight_point,
+cdef void multiply(const Work* w, const Course* c, const real* values, const real* weights, Py_ssize_t weight_point,
                    Py_ssize_t channel, Py_ssize_t depth, Py_ssize_t tiles, Py_ssize_t lanes,
                    real* products) noexcept nogil:
     """Every point of a block of tiles and a panel, over some channels."""
@@ -120,13 +120,16 @@ cdef void multiply(const Work* w, const real* values, const real* weights, Py_ss
     t.depth = depth
     t.a_row = w.value_row
     t.a_step = 1
-    t.start_row = t.out_row = t.columns = lanes
+    t.columns = lanes
+    t.start_row = t.out_row = w.product_row
     for point in range(w.points * w.points):
-        memset(&ahead, 0, sizeof(Ahead))
-        ahead.line = weights
+        ahead.line = weights + (point + 1) * weight_point
+        ahead.step = 0 if c.fused else LINE
+        ahead.jump = 0
+        ahead.left = ahead.lines = ahead.total = weight_point // LINE
         t.a = values + point * w.value_point + channel
         t.b = <real*> weights + point * weight_point
-        t.out = products + point * w.product_point
+        t.out = products + point * NR
         t.start = t.out if channel else NULL
         multiply_heights(w, tiles, lanes, &t)
 
@@ -141,13 +144,13 @@ cdef void run_panel(const Work* w, const Course* c, Py_ssize_t group, Py_ssize_t
             some = smaller(c.depth, w.g.channels - channel)
             point = odd_lines(some * lanes)
             transform_weights(w, w.weight + group * w.g.weight_group, panel, channel, channel + some, s.weights, point)
-            multiply(w, values, s.weights, point, channel, some, last - first, lanes, s.products)
+            multiply(w, c, values, s.weights, point, channel, some, last - first, lanes, s.products)
             channel += some
     else:
-        multiply(w, values, weights, w.weight_point, 0, w.g.channels, last - first, lanes, s.products)
+        multiply(w, c, values, weights, w.weight_point, 0, w.g.channels, last - first, lanes, s.products)
     row = panel * NR
     while row < smaller(w.g.rows, (panel + 1) * NR):
-        transform_products(w, group, row, first, last, s.products + row - panel * NR, lanes, s.strip)
+        transform_products(w, group, row, first, last, s.products + row - panel * NR, s.strip)
         row += VL
 
 

@@ -7,12 +7,10 @@ with 0 outside the image. VL channels at a time, the lines of the input that a r
 into cache, channels innermost; the lowest lines of one row of tiles are the uppermost of the next.
 """
 
-from libc.string cimport memset
-
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry
-from fastconv.kernels.shifted_strip cimport fill_line
-from fastconv.kernels.simd cimport VL, real, vec, vload, vstore
+from fastconv.kernels.shifted_strip cimport fill_pixels
+from fastconv.kernels.simd cimport VL, prefetch_write, real, vec, vload, vstore, vzero
 from fastconv.kernels.winograd_points cimport MOST_POINTS, input_points, weight_points
 from fastconv.kernels.winograd_work cimport Run, Work, line_size, run_at
 
@@ -58,7 +56,7 @@ cdef inline Source input_source(const Work* w, Py_ssize_t group, const real* zer
 
 
 cdef inline void transform_tile(const int points, const int reach, const real** lines, Py_ssize_t at, real* to,
-                                Py_ssize_t point) noexcept nogil:
+                                Py_ssize_t point, Py_ssize_t next) noexcept nogil:
     """A tile of fewer than `points` values is one of a gradient, which takes the part of the weights."""
     cdef vec[MOST_POINTS * MOST_POINTS] half
     cdef vec[MOST_POINTS] d
@@ -66,6 +64,8 @@ cdef inline void transform_tile(const int points, const int reach, const real** 
     for j in range(reach):
         for i in range(reach):
             d[i] = vload(lines[i] + at + j * VL)
+        for i in range(points):
+            prefetch_write(to + next + (i * points + j) * point)
         if reach == points:
             input_points(points, d)
         else:
@@ -79,6 +79,13 @@ cdef inline void transform_tile(const int points, const int reach, const real** 
             weight_points(points, reach, half + i * points)
         for j in range(points):
             vstore(to + (i * points + j) * point, half[i * points + j])
+
+
+cdef inline void clear_pixels(real* to, Py_ssize_t count) noexcept nogil:
+    """Mostly one or two: less than it costs to set up a call."""
+    cdef Py_ssize_t i
+    for i in range(count):
+        vstore(to + i * VL, vzero())
 
 
 cdef inline void fill_lines(const Work* w, const Source* s, const Run* r, Py_ssize_t channel, int first,
@@ -95,20 +102,22 @@ cdef inline void fill_lines(const Work* w, const Source* s, const Run* r, Py_ssi
     for i in range(first, s.reach):
         y = r.row * w.outputs + s.first_row + i
         if y < 0 or y >= s.height or inside == 0:
-            memset(lines[i], 0, columns * VL * sizeof(real))
+            clear_pixels(lines[i], columns)
             continue
         source = s.group + r.image * s.image + channel * s.channel + y * s.row + left + before
         whole = source + (channels - 1) * s.channel + ceil_div(inside, VL) * VL <= s.end
         for c in range(VL):
             rows[c] = source + c * s.channel if c < channels else s.zeros
-        fill_line(rows, VL, before, inside, columns, whole, lines[i])
+        clear_pixels(lines[i], before)
+        fill_pixels(rows, VL, inside, whole, lines[i] + before * VL)
+        clear_pixels(lines[i] + (before + inside) * VL, columns - before - inside)
 
 
 cdef inline void transform_run(const int points, const int reach, const int outputs, Py_ssize_t count,
                                const real** lines, real* to, const Target* t) noexcept nogil:
     cdef Py_ssize_t tile
     for tile in range(count):
-        transform_tile(points, reach, lines, tile * outputs * VL, to + tile * t.row, t.point)
+        transform_tile(points, reach, lines, tile * outputs * VL, to + tile * t.row, t.point, t.row)
 
 
 cdef inline bint continues(const Run* r, const Run* before) noexcept nogil:

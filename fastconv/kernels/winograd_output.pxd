@@ -10,7 +10,7 @@ meet it. Outputs that are not finite are therefore computed again by their defin
 
 from fastconv.kernels.gemm_pack cimport smaller
 from fastconv.kernels.simd cimport (
-    VL, real, vadd, vec, vfma, vload, vload_first, vrelu, vstore, vstore_first, vsum, vtranspose, vzero,
+    NR, VL, real, vadd, vec, vfma, vload, vload_first, vrelu, vstore, vstore_first, vsum, vtranspose, vzero,
 )
 from fastconv.kernels.geometry cimport Geometry
 from fastconv.kernels.winograd_points cimport MOST_POINTS, sum_points
@@ -118,8 +118,7 @@ cdef inline void mend_run(const Work* w, const Run* r, const real* input, const 
 
 
 cdef inline void transform_products(const Work* w, Py_ssize_t group, Py_ssize_t row, Py_ssize_t first,
-                                    Py_ssize_t last, const real* products, Py_ssize_t product_row,
-                                    real* results) noexcept nogil:
+                                    Py_ssize_t last, const real* products, real* results) noexcept nogil:
     """VL output channels from `row` on, of tiles first .. last - 1."""
     cdef const Geometry* g = w.g
     cdef Py_ssize_t lanes = smaller(VL, g.rows - row), tile = first, rows, columns, y
@@ -135,10 +134,10 @@ cdef inline void transform_products(const Work* w, Py_ssize_t group, Py_ssize_t 
         out = w.out + r.image * g.out_image + group * g.out_group + row * g.out_row
         out += r.row * w.outputs * g.out_axis[1] + r.column * w.outputs
         if w.points == 6:
-            found = sum_run(6, 4, products + (tile - first) * product_row, product_row, w.product_point, start, r.count,
+            found = sum_run(6, 4, products + (tile - first) * w.product_row, w.product_row, NR, start, r.count,
                             rows, columns, results)
         else:
-            found = sum_run(4, 2, products + (tile - first) * product_row, product_row, w.product_point, start, r.count,
+            found = sum_run(4, 2, products + (tile - first) * w.product_row, w.product_row, NR, start, r.count,
                             rows, columns, results)
         if vsum(found) != 0:
             mend_run(w, &r, w.input + r.image * g.in_image + group * g.in_group,

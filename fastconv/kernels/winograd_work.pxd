@@ -3,11 +3,12 @@
 A tile is `outputs` x `outputs` outputs of one plane; points x points inputs reach it. Tiles are numbered row by
 row, image after image. Operands between the transforms, with the channels across the lanes:
 
-    values[point][tile][channel]          of the inputs of a block of tiles
+    values[tile][point][channel]          of the inputs of a block of tiles
     weights[panel][point][channel][lane]  NR output channels a panel, the last one VL or NR
-    products[point][tile][lane]           of one panel
+    products[tile][point][lane]           of one panel
 
-Points lie an odd number of cache lines apart: at a power of two all stores of a tile would fall into one set.
+A tile's points lie together: spread over as many pages as there are points they would not fit the first-level
+TLB. Tiles lie an odd number of cache lines apart: rows of a register tile would else fall into few sets.
 """
 
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
@@ -34,7 +35,7 @@ cdef struct Work:
     Py_ssize_t value_row         # strides: of a tile
     Py_ssize_t value_point
     Py_ssize_t weight_point
-    Py_ssize_t product_point
+    Py_ssize_t product_row
     const real* input
     const real* input_end
     const real* weight
@@ -79,12 +80,10 @@ cdef inline Work shape_work(const Geometry* g, const Tap* taps, int points, int 
     w.blocks = ceil_div(w.tiles, block_tiles)
     w.block_tiles = ceil_div(w.tiles, w.blocks)
     w.panels = ceil_div(g.rows, NR)
-    w.value_row = ceil_div(g.channels, VL) * VL
-    if w.value_row * <Py_ssize_t> sizeof(real) % 1024 == 0:
-        w.value_row += LINE      # rows of a register tile would share a few sets of the first-level cache
-    w.value_point = odd_lines(w.block_tiles * w.value_row)
+    w.value_point = ceil_div(g.channels, VL) * VL
+    w.value_row = odd_lines(points * points * w.value_point)
     w.weight_point = odd_lines(g.channels * NR)
-    w.product_point = odd_lines(w.block_tiles * NR)
+    w.product_row = odd_lines(points * points * NR)
     return w
 
 
@@ -109,7 +108,7 @@ cdef inline Py_ssize_t panel_lanes(const Work* w, Py_ssize_t panel) noexcept nog
 
 cdef inline Py_ssize_t values_size(const Work* w) noexcept nogil:
     """Of one block."""
-    return w.points * w.points * w.value_point
+    return w.block_tiles * w.value_row
 
 
 cdef inline Py_ssize_t weights_size(const Work* w) noexcept nogil:
@@ -118,7 +117,7 @@ cdef inline Py_ssize_t weights_size(const Work* w) noexcept nogil:
 
 
 cdef inline Py_ssize_t products_size(const Work* w) noexcept nogil:
-    return w.points * w.points * w.product_point
+    return w.block_tiles * w.product_row
 
 
 cdef inline Py_ssize_t longest_run(const Work* w) noexcept nogil:
