@@ -71,8 +71,9 @@ def test_many_blocks_and_portions(problem, direction, algorithm, isa, dtype, mon
     """Few tiles at a time, few panels of weights at a time, few channels of a panel."""
     monkeypatch.setattr(winograd, "MOST_TILES", 1)
     monkeypatch.setattr(winograd, "LEAST_TILES", 1)
+    monkeypatch.setattr(winograd, "FUSED_TILES", 0)
     monkeypatch.setattr(winograd, "WEIGHT_LIMIT", 1)
-    monkeypatch.setattr(winograd, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(winograd, "VALUES_BYTES", 1)
     monkeypatch.setattr(winograd, "l2_bytes", lambda: 1)
     with engine.forced(isa):  # plans are forgotten
         check(direction, operands(problem, dtype), algorithm)

@@ -54,12 +54,13 @@ cdef Py_ssize_t strip_size(const Work* w) noexcept nogil:
 cdef Course plan_course(const Work* w, bint prepared, Py_ssize_t l2, Py_ssize_t limit, int threads) noexcept nogil:
     cdef Course c
     cdef Py_ssize_t point_bytes = w.points * w.points * <Py_ssize_t> sizeof(real)
-    c.shared = w.blocks < 2 * threads
+    c.shared = w.blocks < 2 * threads and w.blocks * values_size(w) * <Py_ssize_t> sizeof(real) <= limit
     c.fused = not prepared and w.blocks == 1
     c.depth = w.g.channels
     c.portion = w.panels
     if c.fused:
-        c.depth = smaller(w.g.channels, larger(l2 // 2 // (point_bytes * NR), 8))
+        c.depth = larger(l2 * 5 // 8 // (point_bytes * NR), 8)
+        c.depth = ceil_div(w.g.channels, ceil_div(w.g.channels, c.depth))
     elif not prepared:
         c.portion = smaller(w.panels, larger(limit // (weights_size(w) * <Py_ssize_t> sizeof(real)), 1))
     return c
@@ -123,10 +124,16 @@ cdef void multiply(const Work* w, const Course* c, const real* values, const rea
     t.columns = lanes
     t.start_row = t.out_row = w.product_row
     for point in range(w.points * w.points):
-        ahead.line = weights + (point + 1) * weight_point
-        ahead.step = 0 if c.fused else LINE
-        ahead.jump = 0
-        ahead.left = ahead.lines = ahead.total = weight_point // LINE
+        ahead.step = LINE
+        if c.fused:
+            ahead.line = values + (point + 1) * w.value_point + channel
+            ahead.left = ahead.lines = ceil_div(depth, LINE)
+            ahead.jump = w.value_row - ahead.lines * LINE
+            ahead.total = tiles * ahead.lines
+        else:
+            ahead.line = weights + (point + 1) * weight_point
+            ahead.left = ahead.lines = ahead.total = weight_point // LINE
+            ahead.jump = 0
         t.a = values + point * w.value_point + channel
         t.b = <real*> weights + point * weight_point
         t.out = products + point * NR

@@ -6,12 +6,13 @@ Lanes beyond the last output channel are zeros.
 """
 
 from fastconv.kernels.gemm_pack cimport larger, smaller
-from fastconv.kernels.simd cimport NR, VL, real, vec, vload, vload_first, vstore, vtranspose, vzero
+from fastconv.kernels.simd cimport NR, VL, prefetch_near, prefetch_write, real, vec, vload, vload_first, vstore, vtranspose, vzero
 from fastconv.kernels.winograd_points cimport MOST_POINTS, weight_points
 from fastconv.kernels.winograd_work cimport Work, panel_lanes
 
 cdef enum:
     TAPS = 9
+    AHEAD = 64                   # weights: 7 channels
 
 
 cdef inline void load_taps(const real* weight, Py_ssize_t row, Py_ssize_t rows, const Py_ssize_t* tap,
@@ -27,6 +28,7 @@ cdef inline void load_taps(const real* weight, Py_ssize_t row, Py_ssize_t rows, 
                 (<real*> found)[first * VL + r] = weight[r * row + first] if r < rows else 0
         else:
             for r in range(VL):
+                prefetch_near(weight + r * row + AHEAD)
                 block[r] = vload_first(weight + r * row + first, some) if r < rows else vzero()
             vtranspose(block)
             for t in range(some):
@@ -36,7 +38,7 @@ cdef inline void load_taps(const real* weight, Py_ssize_t row, Py_ssize_t rows, 
         taps[t] = found[tap[t]]
 
 
-cdef inline void transform_taps(const int points, vec* taps, real* to, Py_ssize_t point) noexcept nogil:
+cdef inline void transform_taps(const int points, vec* taps, real* to, Py_ssize_t point, Py_ssize_t next) noexcept nogil:
     cdef vec[MOST_POINTS * 3] half
     cdef vec[MOST_POINTS] g
     cdef int i, j
@@ -52,6 +54,7 @@ cdef inline void transform_taps(const int points, vec* taps, real* to, Py_ssize_
         weight_points(points, 3, g)
         for j in range(points):
             vstore(to + (i * points + j) * point, g[j])
+            prefetch_write(to + (i * points + j) * point + next)
 
 
 cdef inline void transform_weights(const Work* w, const real* group, Py_ssize_t panel, Py_ssize_t first,
@@ -65,7 +68,7 @@ cdef inline void transform_weights(const Work* w, const real* group, Py_ssize_t 
             load_taps(group + row * w.g.weight_row + c * w.g.weight_channel, w.g.weight_row,
                       larger(w.g.rows - row, 0), w.tap, taps)
             if w.points == 6:
-                transform_taps(6, taps, to + (c - first) * lanes + lane, point)
+                transform_taps(6, taps, to + (c - first) * lanes + lane, point, 2 * lanes)
             else:
-                transform_taps(4, taps, to + (c - first) * lanes + lane, point)
+                transform_taps(4, taps, to + (c - first) * lanes + lane, point, 2 * lanes)
         lane += VL
