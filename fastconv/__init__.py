@@ -46,6 +46,7 @@ from fastconv.plan import Plan
 from fastconv.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from fastconv.prepare import PreparedConv2d, prepare_conv2d
 from fastconv.threads import get_num_threads, set_num_threads, threads
+from fastconv.winograd import set_winograd
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,7 @@ __all__ = [
     "relu",
     "relu_backward",
     "set_num_threads",
+    "set_winograd",
     "show_config",
     "signal",
     "softmax",

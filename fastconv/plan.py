@@ -217,6 +217,16 @@ def _choose_for_image(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[str, str]:
 
 def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
+    algorithm, reason = _choose_direct(problem, direction, prepared, dtype)
+    if algorithm in ("gemm", "shifted") and find("conv", direction, winograd.ALGORITHMS[0]).supports(problem):
+        return winograd.choose(problem, direction, prepared, dtype) or (algorithm, reason)
+    return algorithm, reason
+
+
+def _choose_direct(
+    problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]
+) -> tuple[str, str]:
+    """The best of the algorithms that multiply every tap."""
     many = (
         direction == "forward"
         and problem.flops > DIRECT_FLOPS

@@ -1,14 +1,27 @@
 """3x3 convolutions by Winograd's method ("winograd_f4x4_3x3", "winograd_f2x2_3x3"), forward and gradients."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from conftest import around, case, check, compute, every_direction, identical, operands
+from conftest import (
+    CHECKOUT,
+    around,
+    case,
+    check,
+    compute,
+    every_direction,
+    identical,
+    operands,
+    run_python,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import signal
 
 import fastconv
 from fastconv import engine, plan, winograd
+from fastconv.problem import conv_problem
 from fastconv.testing import gradcheck
 
 every_winograd = pytest.mark.parametrize("algorithm", winograd.ALGORITHMS)
@@ -74,6 +87,7 @@ def test_many_blocks_and_portions(problem, direction, algorithm, isa, dtype, mon
     monkeypatch.setattr(winograd, "FUSED_TILES", 0)
     monkeypatch.setattr(winograd, "WEIGHT_LIMIT", 1)
     monkeypatch.setattr(winograd, "VALUES_BYTES", 1)
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", 1)
     monkeypatch.setattr(winograd, "l2_bytes", lambda: 1)
     with engine.forced(isa):  # plans are forgotten
         check(direction, operands(problem, dtype), algorithm)
@@ -198,3 +212,61 @@ def test_special_values(direction, value, algorithm, isa, dtype):
 def test_refuses_steps_and_gaps(options, algorithm):
     with pytest.raises(ValueError, match=rf"^algorithm: '{algorithm}' does not take this problem"):
         fastconv.plan_conv2d((1, 4, 9, 9), (4, 4, 3, 3), algorithm=algorithm, **options)
+
+
+# When "auto" takes it
+
+
+def chosen(*shapes, **more):
+    return fastconv.plan_conv2d(*shapes, padding=1, **more).algorithm
+
+
+@every_direction
+def test_auto_takes_it_where_it_pays(direction, isa):
+    large = {"forward": "gemm", "input_grad": "gemm", "weight_grad": "shifted"}[direction]
+    assert chosen((1, 64, 56, 56), (64, 64, 3, 3), direction=direction) == "winograd_f4x4_3x3"
+    if direction != "input_grad":
+        assert chosen((1, 3, 56, 56), (64, 3, 3, 3), direction=direction) == large
+    assert chosen((1, 64, 56, 56), (64, 64, 3, 3), direction=direction, stride=2) == large
+    assert chosen((1, 64, 56, 56), (64, 64, 5, 5), direction=direction) == large
+    plan_ = fastconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3), direction=direction, padding=1)
+    assert "by the cost model" in plan_.explain()
+
+
+@pytest.mark.parametrize("engine_name", ["avx512", "avx2"])
+def test_the_cost_model_is_never_far_from_what_was_measured(engine_name, monkeypatch):
+    """Of the measured layers, none that "auto" gives to Winograd's method took 5% longer than it takes by "gemm"."""
+    monkeypatch.setattr(winograd, "active_isa", lambda: engine_name)
+    lanes = {"avx512": 16, "avx2": 8}[engine_name]
+    monkeypatch.setattr(winograd, "load", lambda dtype: SimpleNamespace(machine=SimpleNamespace(tile=lambda: (0, 0, lanes))))
+    for line in (CHECKOUT / f"bench/results/winograd/{engine_name}.tsv").read_text().splitlines()[1:]:
+        kind, *numbers = line.split("\t")
+        c, k, size, batch, _ = map(int, numbers[:5])
+        times = dict(zip(("gemm", *winograd.ALGORITHMS), map(float, numbers[5:]), strict=True))
+        direction = "forward" if kind == "prepared" else kind
+        problem = conv_problem((batch, c, size, size), (k, c, 3, 3), padding=1)
+        found = winograd.choose(problem, direction, kind == "prepared", np.dtype(np.float32))
+        if found is not None:
+            assert times[found[0]] <= 1.05 * times["gemm"] + 1, line
+
+
+def test_the_switch():
+    shapes = (1, 64, 56, 56), (64, 64, 3, 3)
+    x, w = np.ones(shapes[0]), np.ones(shapes[1])
+    try:
+        fastconv.set_winograd(False)
+        assert chosen(*shapes) == "gemm"
+        assert chosen(*shapes, direction="weight_grad") == "shifted"
+        assert identical(fastconv.conv2d(x, w), fastconv.conv2d(x, w, algorithm="gemm"))
+        assert chosen(*shapes, algorithm="winograd_f4x4_3x3") == "winograd_f4x4_3x3"
+    finally:
+        fastconv.set_winograd(True)
+    assert chosen(*shapes) == "winograd_f4x4_3x3"
+    with pytest.raises(TypeError, match=r"^on: expected True or False, got 1"):
+        fastconv.set_winograd(1)
+
+
+def test_the_environment():
+    code = "import fastconv; print(fastconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm)"
+    assert run_python(code, FASTCONV_WINOGRAD="0").stdout.strip() == "gemm"
+    assert run_python(code, FASTCONV_WINOGRAD="1").stdout.strip() == "winograd_f4x4_3x3"

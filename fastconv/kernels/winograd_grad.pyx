@@ -20,12 +20,12 @@ from fastconv.kernels.gemm_micro cimport COLUMNS, Ahead, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, flush_denormals, real, restore_denormals, vadd, vec, vload, vload_first, vstore, vstore_first,
-    vtranspose, vzero,
+    MR, NR, VL, flush_denormals, real, restore_denormals, vadd, vec, vfma, vload, vload_first, vstore, vstore_first,
+    vsum, vtranspose, vzero,
 )
 from fastconv.kernels.winograd_input cimport Source, Target, input_source, transform_tiles
 from fastconv.kernels.winograd_points cimport MOST_POINTS, sum_points
-from fastconv.kernels.winograd_work cimport Work, block_start, line_size, odd_lines, shape_work
+from fastconv.kernels.winograd_work cimport LINE, Work, block_start, line_size, odd_lines, shape_work
 
 cdef enum:
     FILTERS = 4 * VL  # of a panel: with NR channels its sums at 36 points take 300 KB
@@ -97,8 +97,10 @@ cdef void multiply(const Work* w, const Sizes* z, const real* grads, const real*
     t.a_step = FILTERS
     t.out_row = t.columns = NR
     for point in range(w.points * w.points):
-        memset(&ahead, 0, sizeof(Ahead))
-        ahead.line = values
+        ahead.line = values + (point + 1) * z.value_point
+        ahead.left = ahead.lines = ahead.total = z.value_point // LINE
+        ahead.step = LINE
+        ahead.jump = 0
         t.a = grads + point * z.grad_point
         t.b = <real*> values + point * z.value_point
         t.out = sums + point * z.sums_point
@@ -127,8 +129,9 @@ cdef inline void sum_taps(const int points, const real* sums, Py_ssize_t point, 
             taps[i * 3 + j] = half[i * points + j]
 
 
-cdef inline void add_taps(const Work* w, const vec* taps, Py_ssize_t channels, bint first, real* out) noexcept nogil:
-    """out[c][tap] (+)= taps[tap][c]"""
+cdef inline vec add_taps(const Work* w, const vec* taps, Py_ssize_t channels, bint first, real* out,
+                         vec missing) noexcept nogil:
+    """out[c][tap] (+)= taps[tap][c]; what is returned is no longer zero where a sum is not finite."""
     cdef vec[VL] block
     cdef vec found
     cdef Py_ssize_t t = 0, some, c, i
@@ -142,15 +145,18 @@ cdef inline void add_taps(const Work* w, const vec* taps, Py_ssize_t channels, b
             if not first:
                 found = vadd(found, vload_first(out + c * w.g.weight_channel + t, some))
             vstore_first(out + c * w.g.weight_channel + t, some, found)
+            missing = vfma(found, vzero(), missing)
         t += some
+    return missing
 
 
 cdef void run_unit(const Work* w, const Sizes* z, Py_ssize_t group, Py_ssize_t block, Py_ssize_t unit,
-                   const real* grads, const real* values, real* sums) noexcept nogil:
-    """One panel of filters and one of channels."""
+                   const real* grads, const real* values, real* sums, bint* broken) noexcept nogil:
+    """One panel of filters and one of channels; `broken` is set if a sum is not finite."""
     cdef Py_ssize_t filter = unit // z.channel_panels * FILTERS, channel = unit % z.channel_panels * NR
     cdef Py_ssize_t filters = smaller(FILTERS, w.g.rows - filter), k, lane
     cdef vec[TAPS + VL] taps
+    cdef vec missing = vzero()
     cdef real* out
     multiply(w, z, grads + filter // FILTERS * z.grad_panel, values + channel // NR * z.value_panel,
              block_start(w, block + 1) - block_start(w, block), filters, NR, sums)
@@ -163,8 +169,10 @@ cdef void run_unit(const Work* w, const Sizes* z, Py_ssize_t group, Py_ssize_t b
                 sum_taps(4, sums + k * NR + lane, z.sums_point, taps)
             out = w.out + group * w.g.weight_group + (filter + k) * w.g.weight_row
             out += (channel + lane) * w.g.weight_channel
-            add_taps(w, taps, smaller(VL, w.g.channels - channel - lane), block == 0, out)
+            missing = add_taps(w, taps, smaller(VL, w.g.channels - channel - lane), block == 0, out, missing)
             lane += VL
+    if vsum(missing) != 0:
+        broken[0] = True
 
 
 cdef Py_ssize_t zeros_size(const Work* w) noexcept nogil:
@@ -180,7 +188,7 @@ cdef Py_ssize_t scratch_size(const Work* w, const Sizes* z) noexcept nogil:
 
 
 cdef void run_group(const Work* w, const Sizes* z, Py_ssize_t group, const real* grad_output, const real* grad_end,
-                    real* memory, int threads) noexcept nogil:
+                    real* memory, int threads, bint* broken) noexcept nogil:
     cdef real* zeros = memory
     cdef real* grads = zeros + zeros_size(w)
     cdef real* values = grads + z.filter_panels * z.grad_panel
@@ -201,7 +209,7 @@ cdef void run_group(const Work* w, const Sizes* z, Py_ssize_t group, const real*
                     transform_some(w, &input, (unit - grad_units) * VL, block, NR, z.value_panel, z.value_point,
                                    strip, values)
             for unit in prange(z.filter_panels * z.channel_panels, schedule="static"):
-                run_unit(w, z, group, block, unit, grads, values, strip + z.strip)
+                run_unit(w, z, group, block, unit, grads, values, strip + z.strip, broken)
         restore_denormals(mode)
 
 
@@ -259,11 +267,14 @@ def weight_grad(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.n
     cdef const real* grad_end = grad + cnp.PyArray_SIZE(grad_output)
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
     cdef Py_ssize_t group
+    cdef bint broken
     w.input = <const real*> cnp.PyArray_DATA(input)
     w.input_end = w.input + cnp.PyArray_SIZE(input)
     w.out = <real*> cnp.PyArray_DATA(out)
     memory += -<Py_ssize_t> memory & 63
     with nogil:
         for group in range(w.g.groups):
-            run_group(&w, &z, group, grad, grad_end, <real*> memory, threads)
-            mend_group(&w, group, grad, threads)
+            broken = False
+            run_group(&w, &z, group, grad, grad_end, <real*> memory, threads, &broken)
+            if broken:
+                mend_group(&w, group, grad, threads)
