@@ -1,5 +1,7 @@
 """3x3 convolutions by Winograd's method ("winograd_f4x4_3x3", "winograd_f2x2_3x3"), forward and gradients."""
 
+from dataclasses import dataclass
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -212,6 +214,108 @@ def test_special_values(direction, value, algorithm, isa, dtype):
 def test_refuses_steps_and_gaps(options, algorithm):
     with pytest.raises(ValueError, match=rf"^algorithm: '{algorithm}' does not take this problem"):
         fastconv.plan_conv2d((1, 4, 9, 9), (4, 4, 3, 3), algorithm=algorithm, **options)
+
+
+# Its matrices
+
+
+@dataclass(frozen=True)
+class Root:
+    """a + b * sqrt(2), exactly."""
+
+    a: Fraction
+    b: Fraction = Fraction(0)
+
+    @staticmethod
+    def of(value):
+        return value if isinstance(value, Root) else Root(Fraction(value))
+
+    def __add__(self, other):
+        other = Root.of(other)
+        return Root(self.a + other.a, self.b + other.b)
+
+    def __mul__(self, other):
+        other = Root.of(other)
+        return Root(self.a * other.a + 2 * self.b * other.b, self.a * other.b + self.b * other.a)
+
+    def __truediv__(self, other):
+        norm = other.a**2 - 2 * other.b**2
+        return self * Root(other.a / norm, -other.b / norm)
+
+    def __neg__(self):
+        return self * -1
+
+    def __sub__(self, other):
+        return self + -Root.of(other)
+
+    def __float__(self):
+        return float(self.a) + float(self.b) * 2**0.5
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+HALF = Fraction(1, 2)
+POINTS = {
+    4: [Root(Fraction(p)) for p in (0, 1, -1)],
+    6: [Root(Fraction(0), b) for b in (Fraction(0), HALF, -HALF, Fraction(1), Fraction(-1))],
+}
+every_split = pytest.mark.parametrize(("points", "outputs"), [(4, 2), (4, 3), (6, 4), (6, 3)])
+
+
+@every_split
+def test_the_matrices_are_exact(points, outputs):
+    """A' [(G taps) * (B' inputs)] is the correlation, for every pair of unit vectors, in exact arithmetic."""
+    taps = points + 1 - outputs
+    a, g, b = winograd.matrices(POINTS[points], outputs, taps)
+    for tap in range(taps):
+        for place in range(points):
+            found = [sum((a[i, o] * g[i, tap] * b[place, i] for i in range(points)), Root(Fraction(0)))
+                     for o in range(outputs)]  # fmt: skip
+            assert found == [Root(Fraction(int(place == o + tap))) for o in range(outputs)]
+
+
+@every_split
+def test_the_kernels_transform_by_them(points, outputs, isa, dtype):
+    taps = points + 1 - outputs
+    a, g, b = (matrix.astype(float) for matrix in winograd.matrices(POINTS[points], outputs, taps))
+    entry, lanes = engine.load(dtype).winograd.transform, engine.load(dtype).machine.tile()[2]
+    for part, matrix, count in ((0, b.T, points), (1, g, taps), (2, a.T, points)):
+        for row in range(count):
+            values = np.zeros((points, lanes), dtype)
+            values[row] = 1
+            entry(values, points, {0: points, 1: taps, 2: outputs}[part], part)
+            want = matrix[:, row]
+            np.testing.assert_allclose(values[: len(want)].T, [want] * lanes, rtol=1e-6, atol=1e-7)
+
+
+# How exact it is
+
+
+@pytest.mark.parametrize("inputs", ["normal", "offset", "range"])
+@pytest.mark.parametrize("channels", [64, 512])
+def test_errors_beside_those_of_gemm(channels, inputs, rng):
+    """rms errors, as docs/winograd.md states them: 2.5 times those of "gemm", and of gradients of weights 3 times."""
+    x, g = rng.standard_normal((2, 1, channels, 14, 14))
+    w = rng.standard_normal((channels, channels, 3, 3)) / np.sqrt(9 * channels)
+    if inputs == "offset":
+        x, g = x + 10, g + 10
+    if inputs == "range":
+        x, g = (values * 10 ** rng.uniform(-3, 3, values.shape) for values in (x, g))
+
+    def results(dtype, algorithm):
+        a, b, c = x.astype(dtype), w.astype(dtype), g.astype(dtype)
+        grads = fastconv.conv2d_backward(c, a, b, padding=1, algorithm=algorithm)
+        return fastconv.conv2d(a, b, padding=1, algorithm=algorithm), grads.input, grads.weight
+
+    x, w, g = (values.astype(np.float32) for values in (x, w, g))
+    want = results(np.float64, "gemm")
+
+    def errors(algorithm):
+        found = zip(results(np.float32, algorithm), want, strict=True)
+        return np.array([np.sqrt(np.mean((got - exact) ** 2)) for got, exact in found])
+
+    for algorithm in winograd.ALGORITHMS:
+        assert (errors(algorithm) <= np.array([2.5, 2.5, 3.0]) * errors("gemm")).all()
 
 
 # When "auto" takes it

@@ -21,9 +21,10 @@ from libc.string cimport memcpy, memset
 from fastconv.kernels.gemm_micro cimport ROWS, Ahead, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
-from fastconv.kernels.simd cimport MR, NR, VL, flush_denormals, real, restore_denormals
+from fastconv.kernels.simd cimport MR, NR, VL, flush_denormals, real, restore_denormals, vec, vload, vstore
 from fastconv.kernels.winograd_input cimport Source, Target, input_source, transform_tiles
 from fastconv.kernels.winograd_output cimport transform_products
+from fastconv.kernels.winograd_points cimport MOST_POINTS, input_points, sum_points, weight_points
 from fastconv.kernels.winograd_weight cimport transform_weights
 from fastconv.kernels.winograd_work cimport (
     LINE, Work, block_start, line_size, odd_lines, panel_lanes, products_size, results_size, shape_work, values_size,
@@ -296,3 +297,30 @@ def conv(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray 
     with nogil:
         for group in range(w.g.groups):
             run_group(&w, &c, group, prepared, packed, <real*> memory, threads)
+
+
+def transform(cnp.ndarray values, int points, int count, int part):
+    """One transform of `count` rows of VL values, in place, for tests: part 0 of the inputs, 1 of the taps, 2 of the sums.
+
+    There are `points` rows, whatever the count.
+    """
+    cdef real* rows = <real*> cnp.PyArray_DATA(values)
+    cdef vec[MOST_POINTS] column
+    cdef int i
+    for i in range(points):
+        column[i] = vload(rows + i * VL)
+    if points == 6:
+        if part == 0:
+            input_points(6, column)
+        elif part == 1:
+            weight_points(6, count, column)
+        else:
+            sum_points(6, count, column)
+    elif part == 0:
+        input_points(4, column)
+    elif part == 1:
+        weight_points(4, count, column)
+    else:
+        sum_points(4, count, column)
+    for i in range(points):
+        vstore(rows + i * VL, column[i])
