@@ -240,7 +240,7 @@ _BINDERS: dict[str, Callable[[Plan], Run]] = {
     "depthwise": _depthwise,
     "filter": _filter,
     "shifted": _shifted,
-    **{algorithm: _winograd for algorithm in winograd.ALGORITHMS},
+    **dict.fromkeys(winograd.ALGORITHMS, _winograd),
 }
 
 

@@ -28,9 +28,11 @@ CHUNK_BYTES = 7 << 20  # of the operands of a weight gradient: what workspace.py
 MOST_TILES = 56  # of a block, which shares the second-level cache with its weights and products
 LEAST_TILES = 28  # weights are read once for so many
 FUSED_TILES = 64  # a plain call on so few transforms its weights panel by panel, as they are used
-MOST_SUMMED = 100  # tiles of a chunk. Measured from 32 to 400, 64 to 512 channels: best, and more would lose digits
-# Of the time of the algorithm that multiplies every tap: below it Winograd's is taken. Weight gradients of 8 to 32
-# channels were predicted least well, by up to a third.
+MOST_SUMMED = (
+    100  # tiles of a chunk. Measured from 32 to 400, 64 to 512 channels: best, and more would lose digits
+)
+# Of the time of the algorithm that multiplies every tap: below it Winograd's is taken. Weight gradients of
+# 8 to 32 channels were predicted least well, by up to a third.
 MARGINS = {"forward": 0.95, "input_grad": 0.95, "weight_grad": 0.75}
 FEW_CHANNELS = 8  # with less, lanes stay idle
 
@@ -47,8 +49,8 @@ def is_on() -> bool:
 def set_winograd(on: bool) -> None:
     """Allows or forbids Winograd's method wherever `algorithm` is "auto", for the whole process.
 
-    It is allowed unless the environment says FASTCONV_WINOGRAD=0. Prepared operations keep, for shapes that they
-    have seen, what they took. An algorithm that a call names is taken in any case.
+    It is allowed unless the environment says FASTCONV_WINOGRAD=0. Prepared operations keep, for shapes
+    that they have seen, what they took. An algorithm that a call names is taken in any case.
 
     Parameters
     ----------
@@ -76,10 +78,10 @@ def set_winograd(on: bool) -> None:
 def matrices(points: Sequence[Any], outputs: int, taps: int) -> tuple[np.ndarray[Any, Any], ...]:
     """The matrices A, G and B of ``outputs = A' [(G taps) * (B' inputs)]`` for finite points and infinity.
 
-    Points are numbers of any field, and so are the entries: exact points give exact matrices. With M the polynomial
-    that vanishes at all finite points, and M_i at all of them but the i-th, row i of B' holds the coefficients of
-    M_i, the last one those of M; row i of G the powers of point i over M_i(point i), the last one the highest
-    coefficient alone; and A the powers of the points.
+    Points are numbers of any field, and so are the entries: exact points give exact matrices. With M the
+    polynomial that vanishes at all finite points, and M_i at all of them but the i-th, row i of B' holds the
+    coefficients of M_i, the last one those of M; row i of G the powers of point i over M_i(point i), the last
+    one the highest coefficient alone; and A the powers of the points.
 
     Parameters
     ----------
@@ -153,19 +155,31 @@ def work(
 ) -> tuple[float, ...]:
     """What the time of a call is made of: products, inputs, results, weights, and the call itself.
 
-    A weight gradient transforms both its operands, and its sums once a chunk. "gemm" stands for the algorithms that
-    multiply every tap.
+    A weight gradient transforms both its operands, and its sums once a chunk. "gemm" stands for the
+    algorithms that multiply every tap.
     """
     if algorithm not in OUTPUTS:
         pixels = batch * -(-prod(outputs) // lanes) * lanes
         products = 9 * channels * filters * pixels
-        return float(products), float(channels * pixels), float(filters * pixels), 9.0 * channels * filters, 1.0
+        return (
+            float(products),
+            float(channels * pixels),
+            float(filters * pixels),
+            9.0 * channels * filters,
+            1.0,
+        )
     size = OUTPUTS[algorithm]
     points, tiles = (size + 2) ** 2, batch * prod(-(-o // size) for o in outputs)
     inside, across = -(-channels // lanes) * lanes, -(-filters // lanes) * lanes
     pairs = points * (inside if grad else channels) * across
     sums = pairs * (-(-tiles // MOST_SUMMED) if grad else 1)
-    return float(pairs * tiles), float(points * inside * tiles), float(points * across * tiles), float(sums), 1.0
+    return (
+        float(pairs * tiles),
+        float(points * inside * tiles),
+        float(points * across * tiles),
+        float(sums),
+        1.0,
+    )
 
 
 def choose(
@@ -190,8 +204,8 @@ def choose(
     return best, f"3x3, stride 1: by the cost model in {share:.0%} of the time of multiplying every tap"
 
 
-# Microseconds for a unit of each kind of work that `work` counts, by python -m bench.winograd_grid fit, from tables
-# measured on a Xeon (family 6, model 167). Machines differ in speed more than in proportions, which decide.
+# Microseconds for a unit of each kind of work that `work` counts, by `python -m bench.winograd_grid fit`, from
+# tables measured on a Xeon (family 6, model 167). Machines differ in speed more than in proportions.
 COSTS: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {
     "avx512": {
         "forward": {

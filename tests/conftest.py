@@ -250,9 +250,7 @@ def error_bound(dtype: Any, terms: int, algorithm: str = "") -> float:
     return float(constant * np.finfo(dtype).eps * np.sqrt(max(terms, 1)) * (rms + 1))
 
 
-def assert_close(
-    got: np.ndarray, want: np.ndarray, direction: str, case: Case, algorithm: str = ""
-) -> None:
+def assert_close(got: np.ndarray, want: np.ndarray, direction: str, case: Case, algorithm: str = "") -> None:
     assert got.shape == want.shape
     bound = error_bound(got.dtype, terms_of(direction, case), algorithm)
     np.testing.assert_allclose(got.astype(np.float64), want, rtol=0, atol=bound)
@@ -276,7 +274,7 @@ def skip_unless_supported(row: Any, case: Case) -> None:
 
 
 def fitting(problem: Case, algorithm: str) -> Case:
-    """The problem, or a twin that the algorithm takes: a filter for each channel, filters of one tap or of 3x3."""
+    """The problem, or a twin that the algorithm takes: a filter a channel, filters of one tap or 3x3."""
     rows = [row for row in CONV_KERNELS if row.algorithm == algorithm]
     filters, channels = problem.weight_shape[0], problem.input_shape[1]
     groups = problem.options.get("groups", 1)

@@ -183,7 +183,9 @@ def test_gradients_are_adjoint(problem, algorithm, isa, dtype):
     y = fastconv.conv2d(data.input, data.weight, algorithm=algorithm, **problem.options).astype(float)
     product = np.vdot(y, data.grad_output)
     bound = 200 * np.finfo(dtype).eps * np.sqrt(y.size * data.weight[0].size)
-    dx, dw = (compute(direction, data, algorithm).astype(float) for direction in ("input_grad", "weight_grad"))
+    dx, dw = (
+        compute(direction, data, algorithm).astype(float) for direction in ("input_grad", "weight_grad")
+    )
     assert abs(np.vdot(dx, data.input) - product) < bound
     assert abs(np.vdot(dw, data.weight) - product) < bound
 
@@ -294,7 +296,7 @@ def test_the_kernels_transform_by_them(points, outputs, isa, dtype):
 @pytest.mark.parametrize("inputs", ["normal", "offset", "range"])
 @pytest.mark.parametrize("channels", [64, 512])
 def test_errors_beside_those_of_gemm(channels, inputs, rng):
-    """rms errors, as docs/winograd.md states them: 2.5 times those of "gemm", and of gradients of weights 3 times."""
+    """rms errors, as docs/winograd.md states them: 2.5 times those of "gemm", of weight gradients 3 times."""
     x, g = rng.standard_normal((2, 1, channels, 14, 14))
     w = rng.standard_normal((channels, channels, 3, 3)) / np.sqrt(9 * channels)
     if inputs == "offset":
@@ -339,10 +341,12 @@ def test_auto_takes_it_where_it_pays(direction, isa):
 
 @pytest.mark.parametrize("engine_name", ["avx512", "avx2"])
 def test_the_cost_model_is_never_far_from_what_was_measured(engine_name, monkeypatch):
-    """Of the measured layers, none that "auto" gives to Winograd's method took 5% longer than it takes by "gemm"."""
+    """Of the measured layers none that "auto" gives to Winograd's method took 5% longer than by "gemm"."""
     monkeypatch.setattr(winograd, "active_isa", lambda: engine_name)
     lanes = {"avx512": 16, "avx2": 8}[engine_name]
-    monkeypatch.setattr(winograd, "load", lambda dtype: SimpleNamespace(machine=SimpleNamespace(tile=lambda: (0, 0, lanes))))
+    monkeypatch.setattr(
+        winograd, "load", lambda dtype: SimpleNamespace(machine=SimpleNamespace(tile=lambda: (0, 0, lanes)))
+    )
     for line in (CHECKOUT / f"bench/results/winograd/{engine_name}.tsv").read_text().splitlines()[1:]:
         kind, *numbers = line.split("\t")
         c, k, size, batch, _ = map(int, numbers[:5])
@@ -371,6 +375,8 @@ def test_the_switch():
 
 
 def test_the_environment():
-    code = "import fastconv; print(fastconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm)"
+    code = (
+        "import fastconv; print(fastconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm)"
+    )
     assert run_python(code, FASTCONV_WINOGRAD="0").stdout.strip() == "gemm"
     assert run_python(code, FASTCONV_WINOGRAD="1").stdout.strip() == "winograd_f4x4_3x3"

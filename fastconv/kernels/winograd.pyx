@@ -300,9 +300,9 @@ def conv(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray 
 
 
 def transform(cnp.ndarray values, int points, int count, int part):
-    """One transform of `count` rows of VL values, in place, for tests: part 0 of the inputs, 1 of the taps, 2 of the sums.
+    """One transform of rows of VL values, in place, for tests: part 0 of the inputs, 1 of taps, 2 to outputs.
 
-    There are `points` rows, whatever the count.
+    There are `points` rows, of which `count` taps are read, or outputs written.
     """
     cdef real* rows = <real*> cnp.PyArray_DATA(values)
     cdef vec[MOST_POINTS] column

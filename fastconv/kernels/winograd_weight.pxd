@@ -6,7 +6,9 @@ Lanes beyond the last output channel are zeros.
 """
 
 from fastconv.kernels.gemm_pack cimport larger, smaller
-from fastconv.kernels.simd cimport NR, VL, prefetch_near, prefetch_write, real, vec, vload, vload_first, vstore, vtranspose, vzero
+from fastconv.kernels.simd cimport (
+    NR, VL, prefetch_near, prefetch_write, real, vec, vload_first, vstore, vtranspose, vzero,
+)
 from fastconv.kernels.winograd_points cimport MOST_POINTS, weight_points
 from fastconv.kernels.winograd_work cimport Work, panel_lanes
 
@@ -38,7 +40,9 @@ cdef inline void load_taps(const real* weight, Py_ssize_t row, Py_ssize_t rows, 
         taps[t] = found[tap[t]]
 
 
-cdef inline void transform_taps(const int points, vec* taps, real* to, Py_ssize_t point, Py_ssize_t next) noexcept nogil:
+cdef inline void transform_taps(const int points, vec* taps, real* to, Py_ssize_t point,
+                                Py_ssize_t next) noexcept nogil:
+    """Stores are fetched for `next` elements on."""
     cdef vec[MOST_POINTS * 3] half
     cdef vec[MOST_POINTS] g
     cdef int i, j
