@@ -204,8 +204,8 @@ def choose(
     return best, f"3x3, stride 1: by the cost model in {share:.0%} of the time of multiplying every tap"
 
 
-# Microseconds for a unit of each kind of work that `work` counts, by `python -m bench.winograd_grid fit`, from
-# tables measured on a Xeon (family 6, model 167). Machines differ in speed more than in proportions.
+# Microseconds for a unit of each kind of work that `work` counts, by `python -m bench.winograd_grid fit` from
+# tables of a Xeon (family 6, model 167). Machines differ in speed more than in proportions.
 COSTS: dict[str, dict[str, dict[str, tuple[float, ...]]]] = {
     "avx512": {
         "forward": {

@@ -14,11 +14,11 @@ from fastconv.kernels.winograd_work cimport Work, panel_lanes
 
 cdef enum:
     TAPS = 9
-    AHEAD = 64                   # weights: 7 channels
+    AHEAD = 7  # channels: rows of weights lie too far apart for the prefetchers
 
 
-cdef inline void load_taps(const real* weight, Py_ssize_t row, Py_ssize_t rows, const Py_ssize_t* tap,
-                           vec* taps) noexcept nogil:
+cdef inline void load_taps(const real* weight, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t ahead,
+                           const Py_ssize_t* tap, vec* taps) noexcept nogil:
     """taps[t], lane by lane: the taps of a row lie side by side, and are transposed VL at a time."""
     cdef vec[VL] block
     cdef vec[TAPS + VL] found
@@ -30,7 +30,7 @@ cdef inline void load_taps(const real* weight, Py_ssize_t row, Py_ssize_t rows, 
                 (<real*> found)[first * VL + r] = weight[r * row + first] if r < rows else 0
         else:
             for r in range(VL):
-                prefetch_near(weight + r * row + AHEAD)
+                prefetch_near(weight + r * row + ahead)
                 block[r] = vload_first(weight + r * row + first, some) if r < rows else vzero()
             vtranspose(block)
             for t in range(some):
@@ -70,7 +70,7 @@ cdef inline void transform_weights(const Work* w, const real* group, Py_ssize_t 
         row = panel * NR + lane
         for c in range(first, last):
             load_taps(group + row * w.g.weight_row + c * w.g.weight_channel, w.g.weight_row,
-                      larger(w.g.rows - row, 0), w.tap, taps)
+                      larger(w.g.rows - row, 0), AHEAD * w.g.weight_channel, w.tap, taps)
             if w.points == 6:
                 transform_taps(6, taps, to + (c - first) * lanes + lane, point, 2 * lanes)
             else:
