@@ -12,7 +12,7 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
         "vgg16": ("1x1", "strided", "first"),
         "mobilenetv2": ("1x1",),
     },
-    "winograd": {"resnet50": ("3x3",), "vgg16": ("3x3",)},
+    "winograd": {"resnet50": ("3x3",), "vgg16": ("3x3",), "unet": ("3x3",)},
     "depthwise": {
         "mobilenetv2": ("depthwise",),
         "mobilenetv3_large": ("depthwise",),

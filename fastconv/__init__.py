@@ -8,6 +8,7 @@ The rooms, from the top; each imports only rooms below it:
     conv  pool  dense                the public operations: check, plan, allocate, call
     calls                            binds a plan to the kernel entry that carries it out
     plan                             problem + CPU -> frozen Plan: which algorithm, why, in which passes
+    winograd                         how Winograd's method is cut, and when it pays; its matrices
     passes                           the geometries and blockings that kernels read; the thresholds
     registry                         the table of kernels
     threads  workspace               how many threads, whose scratch memory
@@ -46,6 +47,7 @@ from fastconv.plan import Plan
 from fastconv.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from fastconv.prepare import PreparedConv2d, prepare_conv2d
 from fastconv.threads import get_num_threads, set_num_threads, threads
+from fastconv.winograd import set_winograd
 
 __version__ = "0.1.0"
 
@@ -72,6 +74,7 @@ __all__ = [
     "relu",
     "relu_backward",
     "set_num_threads",
+    "set_winograd",
     "show_config",
     "signal",
     "softmax",

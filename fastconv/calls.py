@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import engine, im2col
+from fastconv import engine, im2col, winograd
 from fastconv.arrays import Array, new_array
 from fastconv.passes import PACK_LIMIT, PACKED, Pass
 from fastconv.plan import Plan
@@ -167,6 +167,34 @@ def _shifted(plan: Plan) -> Run:
     return _weight_grad(plan, engine.load(plan.dtype).shifted_grad)
 
 
+def _winograd(plan: Plan) -> Run:
+    if plan.direction == "weight_grad":
+        return _winograd_weight_grad(plan)
+    if not plan.passes:  # no tap reaches any pixel
+        return lambda weight, grad_output, out, threads: out.fill(0)
+    kernel, (step,) = engine.load(plan.dtype).winograd, plan.passes
+    conv, geometry, taps, cut = kernel.conv, step.geometry, step.taps, plan.winograd_cut
+    size = _sized(lambda n: kernel.workspace_bytes(geometry, taps, *cut, n))
+
+    def forward(x: Array, w: Array, bias: Array | None, out: Array, threads: int) -> None:
+        conv(geometry, taps, x, w, bias, out, scratch(size(threads)), *cut, threads)
+
+    if plan.direction == "forward":
+        return forward
+    return lambda w, g, out, threads: forward(g, w, None, out, threads)
+
+
+def _winograd_weight_grad(plan: Plan) -> Run:
+    kernel, step = engine.load(plan.dtype).winograd_grad, plan.passes[0]
+    geometry, taps, cut = step.geometry, step.taps, plan.winograd_cut
+    size = _sized(lambda n: kernel.workspace_bytes(geometry, taps, *cut, n))
+
+    def run(x: Array, grad_output: Array, out: Array, threads: int) -> None:
+        kernel.weight_grad(geometry, taps, x, grad_output, out, scratch(size(threads)), *cut, threads)
+
+    return run
+
+
 def _weight_grad(plan: Plan, kernel: Any) -> Run:
     """By a kernel that cuts the problem itself."""
     geometry, taps = plan.passes[0].geometry, plan.passes[0].taps
@@ -212,6 +240,7 @@ _BINDERS: dict[str, Callable[[Plan], Run]] = {
     "depthwise": _depthwise,
     "filter": _filter,
     "shifted": _shifted,
+    **dict.fromkeys(winograd.ALGORITHMS, _winograd),
 }
 
 
@@ -226,12 +255,18 @@ def bind(plan: Plan) -> Run:
 
 def is_packed(plan: Plan) -> bool:
     """Does its kernel read weights that `pack` has put in order?"""
-    return bool(plan.passes) and plan.algorithm in ("gemm", "gemm_small", "shifted")
+    packing = ("gemm", "gemm_small", "shifted", *winograd.ALGORITHMS)
+    return bool(plan.passes) and plan.algorithm in packing
 
 
 def pack(plan: Plan, weight: Array, threads: int) -> Array:
     """Weights in the order that the kernel of a forward plan reads them."""
     kernels, step = engine.load(plan.dtype), plan.passes[0]
+    if plan.algorithm in winograd.ALGORITHMS:
+        outputs = winograd.OUTPUTS[plan.algorithm]
+        packed = np.empty(kernels.winograd.packed_elements(step.geometry, step.taps, outputs), plan.dtype)
+        kernels.winograd.pack(step.geometry, step.taps, weight, packed, outputs, threads)
+        return packed
     kernel = kernels.gemm_small if plan.algorithm == "gemm_small" else kernels.gemm
     packed = np.empty(kernel.packed_elements(step.geometry), plan.dtype)
     kernel.pack(step.geometry, step.taps, weight, packed, threads)

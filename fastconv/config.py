@@ -10,7 +10,7 @@ from typing import TextIO
 
 import numpy as np
 
-from fastconv import engine
+from fastconv import engine, winograd
 from fastconv.threads import (
     _affinity,
     _cgroup_quota,
@@ -115,6 +115,7 @@ def show_config(file: TextIO | None = None) -> None:
         "caches": _caches(),
         "threads": f"{get_num_threads()} ({_thread_source()})",
         "OpenMP": _openmp(),
+        "Winograd": "on" if winograd.is_on() else "off",
         "environment": _environment_variables(),
     }
     print(f"fastconv {version}", file=file)

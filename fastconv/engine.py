@@ -109,6 +109,12 @@ def forget_on_change(clear: Callable[[], None]) -> None:
     _State.caches.append(clear)
 
 
+def forget() -> None:
+    """Empties every cache of bound kernels."""
+    for clear in _State.caches:
+        clear()
+
+
 @contextlib.contextmanager
 def forced(isa: str) -> Iterator[None]:
     """Uses one of `loadable()` engines within a `with` block, for the whole process: for tests."""
@@ -116,13 +122,11 @@ def forced(isa: str) -> Iterator[None]:
         raise ValueError(f"isa: expected one of {loadable()}, got {isa!r}")
     before, _State.forced = _State.forced, isa
     try:
-        for clear in _State.caches:
-            clear()
+        forget()
         yield
     finally:
         _State.forced = before
-        for clear in _State.caches:
-            clear()
+        forget()
 
 
 def load(dtype: Any, isa: str | None = None) -> Engine:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import winograd
 from fastconv.engine import forget_on_change, load
 from fastconv.passes import (
     PACK_LIMIT,
@@ -130,6 +131,10 @@ class Plan:
         if self.algorithm == "filter" and self.direction == "forward":
             (step,) = self.passes
             return int(kernels.filter.workspace_bytes(step.geometry, step.taps, threads))
+        if self.algorithm in winograd.ALGORITHMS:
+            (step,) = self.passes
+            kernel = kernels.winograd_grad if self.direction == "weight_grad" else kernels.winograd
+            return int(kernel.workspace_bytes(step.geometry, step.taps, *self.winograd_cut, threads))
         if self.direction == "weight_grad" and self.algorithm in ("depthwise", "filter", "shifted"):
             (image,) = self.passes
             kernel = kernels.shifted_grad if self.algorithm == "shifted" else kernels.depthwise_grad
@@ -174,6 +179,11 @@ class Plan:
             cut.grad_whole, cut.segments, cut.chunks, cut.splits,
         )  # fmt: skip
 
+    @property
+    def winograd_cut(self) -> tuple[Any, ...]:
+        """What the entries of kernels/winograd.pyx take beside geometry, taps and operands."""
+        return winograd.cut(self.problem, self.direction, self.algorithm, self.dtype, self.prepared)
+
     def explain(self) -> str:
         """The plan in words: algorithm, why, work, memory, blocking."""
         p = self.problem
@@ -215,6 +225,16 @@ def _choose_for_image(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[str, str]:
 
 def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
+    algorithm, reason = _choose_direct(problem, direction, prepared, dtype)
+    if algorithm in ("gemm", "shifted") and find("conv", direction, winograd.ALGORITHMS[0]).supports(problem):
+        return winograd.choose(problem, direction, prepared, dtype) or (algorithm, reason)
+    return algorithm, reason
+
+
+def _choose_direct(
+    problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]
+) -> tuple[str, str]:
+    """The best of the algorithms that multiply every tap."""
     many = (
         direction == "forward"
         and problem.flops > DIRECT_FLOPS
@@ -283,7 +303,7 @@ def plan_conv(
         return make((forward_pass(problem, dtype, relu),))
     if direction == "weight_grad":
         image, grad = forward_pass(problem, dtype, False), identity_pass(problem, dtype)
-        if algorithm in ("direct", "depthwise", "filter", "shifted"):
+        if algorithm in ("direct", "depthwise", "filter", "shifted", *winograd.ALGORITHMS):
             return make((image,))
         return make((image, grad), True, cut_reduction(problem, image, grad, dtype))
     return make(*input_grad_passes(problem, dtype))

@@ -11,6 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+WINOGRAD_OUTPUTS = (4, 2)  # of a tile, along an axis
+_WINOGRAD = {  # direction -> module and entry
+    "forward": ("winograd", "conv"),
+    "input_grad": ("winograd", "conv"),
+    "weight_grad": ("winograd_grad", "weight_grad"),
+}
 REACH = 32  # pixels of a window along an axis: further than that, strips would leave the cache
 
 
@@ -32,6 +38,12 @@ def _near(problem: Any) -> bool:
     """Planes, and windows that reach no further than a strip in cache does."""
     reach = [d * (k - 1) + 1 for d, k in zip(problem.dilation, problem.kernel, strict=True)]
     return bool(problem.axes <= 2 and max(reach) <= REACH)
+
+
+def _three_by_three(problem: Any) -> bool:
+    """Planes, and windows of 3x3 without steps or gaps."""
+    ones = (1, 1)
+    return bool(problem.kernel == (3, 3) and problem.stride == ones and problem.dilation == ones)
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,11 @@ KERNELS: tuple[Kernel, ...] = (
     _row("conv", "forward", "shifted", "gemm", "conv", "shifted", _near),
     _row("conv", "input_grad", "shifted", "gemm", "conv", "shifted", _near),
     _row("conv", "weight_grad", "shifted", "shifted_grad", "weight_grad", "shifted", _near),
+    *(
+        _row("conv", direction, f"winograd_f{size}x{size}_3x3", *where, "winograd", _three_by_three)
+        for size in WINOGRAD_OUTPUTS
+        for direction, where in _WINOGRAD.items()
+    ),
     _row("conv", "forward", "direct", "direct", "conv", "direct"),
     _row("conv", "input_grad", "direct", "direct", "conv", "direct"),
     _row("conv", "weight_grad", "direct", "direct", "weight_grad", "direct"),

@@ -117,12 +117,12 @@ def test_a_call_seen_before_checks_bias_and_out():
         np.testing.assert_array_equal(out, want)
         np.testing.assert_array_equal(fastconv.conv2d(x, w, np.repeat(b, 2)[::2]), want)
         for bias in (np.ones(2), np.ones((3, 1)), np.ones(4)):
-            with pytest.raises(ValueError, match="^bias"):
+            with pytest.raises(ValueError, match=r"^bias"):
                 fastconv.conv2d(x, w, bias)
         for bias in (np.ones(3, np.float32), [0, 1, 2]):
-            with pytest.raises(TypeError, match="^bias"):
+            with pytest.raises(TypeError, match=r"^bias"):
                 fastconv.conv2d(x, w, bias)
-        with pytest.raises(ValueError, match="^out"):
+        with pytest.raises(ValueError, match=r"^out"):
             fastconv.conv2d(x, w, b, out=np.empty((1, 3, 5, 4)))
 
 

@@ -18,6 +18,7 @@ ROOMS = (
     ("conv", "pool", "dense", "resample", "unfold"),
     ("calls",),
     ("plan",),
+    ("winograd",),
     ("passes",),
     ("registry",),
     ("threads", "workspace"),

@@ -404,3 +404,14 @@ cdef inline void micro_kernel(const Left left, int rows, int vectors, Tile* t) n
             tiles_of_height(13, left, vectors, t)
         else:
             tiles_of_height(14, left, vectors, t)
+
+
+cdef inline void run_rows(const Left left, Py_ssize_t rows, Py_ssize_t stride, int vectors, Tile* t) noexcept nogil:
+    """Any number of rows, `stride` apart in a, in even blocks of at most MR: first those that are a row higher."""
+    cdef Py_ssize_t blocks = (rows + MR - 1) // MR
+    cdef Py_ssize_t height = rows // blocks, higher
+    for higher in range(1, -1, -1):
+        t.tiles = rows % blocks if higher else blocks - rows % blocks
+        t.a_next = (height + higher) * stride
+        stack(height + higher, t)
+        micro_kernel(left, <int> (height + higher), vectors, t)

@@ -106,6 +106,7 @@ static inline void vstore_halves(real *low, ptrdiff_t low_count, real *high, ptr
 static inline vec vzero(void) { return (vec){0}; }
 static inline vec vset1(real x) { return x - (vec){0}; }
 static inline vec vadd(vec a, vec b) { return a + b; }
+static inline vec vsub(vec a, vec b) { return a - b; }
 static inline vec vmul(vec a, vec b) { return a * b; }
 static inline vec vfma(vec a, vec b, vec c) { return a * b + c; }
 /* c + a * b, in the register of c: gcc is free to overwrite a, and then moves a whole tile around. */

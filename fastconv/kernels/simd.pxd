@@ -25,6 +25,7 @@ cdef extern from "simd.h" nogil:
     vec vzero() noexcept
     vec vset1(real x) noexcept
     vec vadd(vec a, vec b) noexcept
+    vec vsub(vec a, vec b) noexcept
     vec vmul(vec a, vec b) noexcept
     vec vfma(vec a, vec b, vec c) noexcept
     vec vfma_onto(vec c, vec a, vec b) noexcept

@@ -15,13 +15,13 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
-from fastconv.kernels.gemm_micro cimport ROWS, Ahead, Tile, micro_kernel, stack
+from fastconv.kernels.gemm_micro cimport ROWS, Ahead, Tile, run_rows
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, larger, list_runs, pack_pixels, panel_width, plane_size, smaller,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, flush_denormals, real, restore_denormals, vadd, vec, vload, vload_first, vstore,
+    NR, VL, flush_denormals, real, restore_denormals, vadd, vec, vload, vload_first, vstore,
     vstore_first, vsum, vtranspose, vzero,
 )
 
@@ -198,7 +198,7 @@ cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, real* p
     """sums[i, j] (+)= sum over the chunk of left[i, p] * panels[p, j], in even blocks of at most MR rows."""
     cdef Tile tile
     cdef Ahead ahead
-    cdef Py_ssize_t blocks = ceil_div(rows, MR), height = rows // blocks, taller = rows % blocks, column = 0, width
+    cdef Py_ssize_t column = 0, width
     memset(&ahead, 0, sizeof(Ahead))
     ahead.line = panels
     tile.depth = pixels
@@ -217,14 +217,7 @@ cdef void multiply(const real* left, Py_ssize_t stride, Py_ssize_t rows, real* p
         tile.a = left
         tile.out = sums + column
         tile.start = NULL if first else tile.out
-        tile.tiles = taller
-        tile.a_next = (height + 1) * stride
-        stack(height + 1, &tile)
-        micro_kernel(ROWS, <int> height + 1, 2 if width == NR else 1, &tile)
-        tile.tiles = blocks - taller
-        tile.a_next = height * stride
-        stack(height, &tile)
-        micro_kernel(ROWS, <int> height, 2 if width == NR else 1, &tile)
+        run_rows(ROWS, rows, stride, 2 if width == NR else 1, &tile)
         tile.b += width * pixels
         column += width
 

@@ -1,0 +1,382 @@
+"""3x3 convolutions by Winograd's method ("winograd_f4x4_3x3", "winograd_f2x2_3x3"), forward and gradients."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import (
+    CHECKOUT,
+    around,
+    case,
+    check,
+    compute,
+    every_direction,
+    identical,
+    operands,
+    run_python,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import signal
+
+import fastconv
+from fastconv import engine, plan, winograd
+from fastconv.problem import conv_problem
+from fastconv.testing import gradcheck
+
+every_winograd = pytest.mark.parametrize("algorithm", winograd.ALGORITHMS)
+
+
+def layer(channels, filters, size, batch=1, **options):
+    groups = options.get("groups", 1)
+    shape = (batch, groups * channels, *np.broadcast_to(size, 2))
+    return case(shape, (groups * filters, channels, 3, 3), **{"padding": 1, **options})
+
+
+# Tiles, runs of tiles, blocks of runs; panels and blocks of channels
+
+
+@every_winograd
+@every_direction
+def test_every_size_of_a_map(direction, algorithm, isa, dtype):
+    for height, width in ((1, 1), (1, 9), (2, 3), (3, 4), (4, 4), (5, 6), (7, 7), (8, 5), (9, 17), (13, 2)):
+        for padding in (1, 0, 2) if min(height, width) > 2 else (1, 2):
+            problem = layer(3, 5, (height, width), 2, padding=padding)
+            check(direction, operands(problem, dtype), algorithm)
+
+
+@every_winograd
+@every_direction
+def test_channels_around_the_vector_and_the_panel(direction, algorithm, tile, dtype):
+    _, panel, lanes = tile
+    for channels in {1, 2, *around(lanes), *around(panel), 4 * lanes + 1}:
+        check(direction, operands(layer(channels, 5, (6, 9)), dtype), algorithm)
+        check(direction, operands(layer(5, channels, (6, 9)), dtype), algorithm)
+
+
+PROBLEMS = [
+    layer(8, 9, (31, 30), 2),
+    layer(17, 33, 14, 3),
+    layer(5, 6, (40, 61), padding=((0, 3), (2, 1))),
+    layer(4, 3, (9, 8), 2, groups=3),
+    layer(5, 7, 8, padding="full"),
+    layer(5, 7, (8, 9), padding="causal"),
+    layer(4, 5, (2, 3), padding=7),
+    layer(3, 4, (2, 150)),
+    layer(3, 4, (150, 2)),
+    layer(6, 5, 3, 40),
+    layer(2, 3, 7, 9, padding=0),
+]
+every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+
+
+@every_winograd
+@every_direction
+@every_problem
+def test_agrees_with_the_definition(problem, direction, algorithm, isa, dtype):
+    check(direction, operands(problem, dtype), algorithm)
+
+
+@every_winograd
+@every_direction
+@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[1], PROBLEMS[3]], ids=str)
+def test_many_blocks_and_portions(problem, direction, algorithm, isa, dtype, monkeypatch):
+    """Few tiles at a time, few panels of weights at a time, few channels of a panel."""
+    monkeypatch.setattr(winograd, "MOST_TILES", 1)
+    monkeypatch.setattr(winograd, "LEAST_TILES", 1)
+    monkeypatch.setattr(winograd, "FUSED_TILES", 0)
+    monkeypatch.setattr(winograd, "WEIGHT_LIMIT", 1)
+    monkeypatch.setattr(winograd, "VALUES_BYTES", 1)
+    monkeypatch.setattr(winograd, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(winograd, "l2_bytes", lambda: 1)
+    with engine.forced(isa):  # plans are forgotten
+        check(direction, operands(problem, dtype), algorithm)
+
+
+@every_winograd
+@every_direction
+@every_problem
+def test_same_bits_on_any_number_of_threads(problem, direction, algorithm, isa, dtype, monkeypatch):
+    monkeypatch.setattr(plan, "FLOPS_PER_THREAD", 1)
+    data = operands(problem, dtype)
+    with fastconv.threads(1):
+        want = compute(direction, data, algorithm)
+    for threads in (2, 3, 5):
+        with fastconv.threads(threads):
+            assert identical(compute(direction, data, algorithm), want)
+
+
+@every_winograd
+def test_a_sample_does_not_depend_on_its_batch(algorithm, isa, dtype):
+    data = operands(layer(17, 20, (13, 30), 3), dtype)
+    whole = compute("forward", data, algorithm)
+    for n in range(3):
+        alone = fastconv.conv2d(data.input[n : n + 1], data.weight, data.bias, padding=1, algorithm=algorithm)
+        assert identical(alone, whole[n : n + 1])
+
+
+@every_winograd
+@every_problem
+def test_prepared_has_the_bits_of_a_plain_call(problem, algorithm, isa, dtype):
+    data = operands(problem, dtype)
+    options = {"algorithm": algorithm, "activation": "relu", **problem.options}
+    operation = fastconv.prepare_conv2d(data.weight, data.bias, **options)
+    assert identical(operation(data.input), fastconv.conv2d(data.input, data.weight, data.bias, **options))
+
+
+@st.composite
+def problems(draw):
+    groups, channels, filters = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    pads = tuple((draw(st.integers(0, 4)), draw(st.integers(0, 4))) for _ in range(2))
+    size = tuple(draw(st.integers(max(3 - sum(pad), 1), 25)) for pad in pads)
+    return layer(channels, filters, size, draw(st.integers(1, 4)), groups=groups, padding=pads)
+
+
+@given(
+    problem=problems(),
+    direction=st.sampled_from(("forward", "input_grad", "weight_grad")),
+    algorithm=st.sampled_from(winograd.ALGORITHMS),
+    isa=st.sampled_from(engine.loadable()),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=200)
+def test_any_problem(problem, direction, algorithm, isa, dtype, threads):
+    with engine.forced(isa), fastconv.threads(threads):
+        check(direction, operands(problem, dtype), algorithm)
+
+
+# What it means
+
+
+@every_winograd
+def test_it_is_a_correlation(algorithm, isa, dtype, rng):
+    image, taps = rng.uniform(-1, 1, (19, 30)).astype(dtype), rng.uniform(-1, 1, (3, 3)).astype(dtype)
+    for mode in ("full", "same", "valid"):
+        got = fastconv.conv2d(image[None, None], taps[None, None], padding=mode, algorithm=algorithm)
+        want = signal.correlate2d(image.astype(float), taps.astype(float), mode)
+        np.testing.assert_allclose(got[0, 0], want, rtol=0, atol=60 * np.finfo(dtype).eps)
+
+
+@every_winograd
+@pytest.mark.parametrize("problem", [layer(3, 4, (6, 7), 2), layer(2, 3, 5, groups=2, padding=2)], ids=str)
+def test_gradcheck(problem, algorithm, isa):
+    data = operands(problem, np.float64)
+    options = {**problem.options, "algorithm": algorithm}
+
+    def backward(grad, x, weight):
+        grads = fastconv.conv2d_backward(grad, x, weight, bias=False, **options)
+        return grads.input, grads.weight
+
+    assert gradcheck(
+        lambda x, weight: fastconv.conv2d(x, weight, **options),
+        (data.input, data.weight), backward, max_elements=40, names=("input", "weight"),
+    )  # fmt: skip
+
+
+@every_winograd
+@pytest.mark.parametrize("problem", [layer(20, 30, 14), PROBLEMS[2]], ids=str)
+def test_gradients_are_adjoint(problem, algorithm, isa, dtype):
+    data = operands(problem, dtype)
+    y = fastconv.conv2d(data.input, data.weight, algorithm=algorithm, **problem.options).astype(float)
+    product = np.vdot(y, data.grad_output)
+    bound = 200 * np.finfo(dtype).eps * np.sqrt(y.size * data.weight[0].size)
+    dx, dw = (
+        compute(direction, data, algorithm).astype(float) for direction in ("input_grad", "weight_grad")
+    )
+    assert abs(np.vdot(dx, data.input) - product) < bound
+    assert abs(np.vdot(dw, data.weight) - product) < bound
+
+
+@every_winograd
+@every_direction
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
+def test_special_values(direction, value, algorithm, isa, dtype):
+    """Where a value that is not finite, or overflows at a point, meets a window, and nowhere else."""
+    problem = layer(4, 5, (11, 14), 2)
+    names = {"forward": ("input", "weight", "bias"), "input_grad": ("weight", "grad_output"),
+             "weight_grad": ("input", "grad_output")}[direction]  # fmt: skip
+    value = value * 1e270 if dtype == np.float64 and value == 1e38 else value
+    for name in names:
+        data = operands(problem, dtype)
+        array = getattr(data, name)
+        array[(1,) * array.ndim] = value
+        got, want = (compute(direction, data, which) for which in (algorithm, "gemm"))
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+        np.testing.assert_array_equal(got[np.isinf(want)], want[np.isinf(want)])
+        if not np.isfinite(value):
+            finite = np.isfinite(want)
+            np.testing.assert_allclose(got[finite], want[finite], rtol=0, atol=1e3 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2}], ids=str)
+@every_winograd
+def test_refuses_steps_and_gaps(options, algorithm):
+    with pytest.raises(ValueError, match=rf"^algorithm: '{algorithm}' does not take this problem"):
+        fastconv.plan_conv2d((1, 4, 9, 9), (4, 4, 3, 3), algorithm=algorithm, **options)
+
+
+# Its matrices
+
+
+@dataclass(frozen=True)
+class Root:
+    """a + b * sqrt(2), exactly."""
+
+    a: Fraction
+    b: Fraction = Fraction(0)
+
+    @staticmethod
+    def of(value):
+        return value if isinstance(value, Root) else Root(Fraction(value))
+
+    def __add__(self, other):
+        other = Root.of(other)
+        return Root(self.a + other.a, self.b + other.b)
+
+    def __mul__(self, other):
+        other = Root.of(other)
+        return Root(self.a * other.a + 2 * self.b * other.b, self.a * other.b + self.b * other.a)
+
+    def __truediv__(self, other):
+        norm = other.a**2 - 2 * other.b**2
+        return self * Root(other.a / norm, -other.b / norm)
+
+    def __neg__(self):
+        return self * -1
+
+    def __sub__(self, other):
+        return self + -Root.of(other)
+
+    def __float__(self):
+        return float(self.a) + float(self.b) * 2**0.5
+
+    __radd__, __rmul__ = __add__, __mul__
+
+
+HALF = Fraction(1, 2)
+POINTS = {
+    4: [Root(Fraction(p)) for p in (0, 1, -1)],
+    6: [Root(Fraction(0), b) for b in (Fraction(0), HALF, -HALF, Fraction(1), Fraction(-1))],
+}
+every_split = pytest.mark.parametrize(("points", "outputs"), [(4, 2), (4, 3), (6, 4), (6, 3)])
+
+
+@every_split
+def test_the_matrices_are_exact(points, outputs):
+    """A' [(G taps) * (B' inputs)] is the correlation, for every pair of unit vectors, in exact arithmetic."""
+    taps = points + 1 - outputs
+    a, g, b = winograd.matrices(POINTS[points], outputs, taps)
+    for tap in range(taps):
+        for place in range(points):
+            found = [sum((a[i, o] * g[i, tap] * b[place, i] for i in range(points)), Root(Fraction(0)))
+                     for o in range(outputs)]  # fmt: skip
+            assert found == [Root(Fraction(int(place == o + tap))) for o in range(outputs)]
+
+
+@every_split
+def test_the_kernels_transform_by_them(points, outputs, isa, dtype):
+    taps = points + 1 - outputs
+    a, g, b = (matrix.astype(float) for matrix in winograd.matrices(POINTS[points], outputs, taps))
+    entry, lanes = engine.load(dtype).winograd.transform, engine.load(dtype).machine.tile()[2]
+    for part, matrix, count in ((0, b.T, points), (1, g, taps), (2, a.T, points)):
+        for row in range(count):
+            values = np.zeros((points, lanes), dtype)
+            values[row] = 1
+            entry(values, points, {0: points, 1: taps, 2: outputs}[part], part)
+            want = matrix[:, row]
+            np.testing.assert_allclose(values[: len(want)].T, [want] * lanes, rtol=1e-6, atol=1e-7)
+
+
+# How exact it is
+
+
+@pytest.mark.parametrize("inputs", ["normal", "offset", "range"])
+@pytest.mark.parametrize("channels", [64, 512])
+def test_errors_beside_those_of_gemm(channels, inputs, rng):
+    """rms errors, as docs/winograd.md states them: 2.5 times those of "gemm", of weight gradients 3 times."""
+    x, g = rng.standard_normal((2, 1, channels, 14, 14))
+    w = rng.standard_normal((channels, channels, 3, 3)) / np.sqrt(9 * channels)
+    if inputs == "offset":
+        x, g = x + 10, g + 10
+    if inputs == "range":
+        x, g = (values * 10 ** rng.uniform(-3, 3, values.shape) for values in (x, g))
+
+    def results(dtype, algorithm):
+        a, b, c = x.astype(dtype), w.astype(dtype), g.astype(dtype)
+        grads = fastconv.conv2d_backward(c, a, b, padding=1, algorithm=algorithm)
+        return fastconv.conv2d(a, b, padding=1, algorithm=algorithm), grads.input, grads.weight
+
+    x, w, g = (values.astype(np.float32) for values in (x, w, g))
+    want = results(np.float64, "gemm")
+
+    def errors(algorithm):
+        found = zip(results(np.float32, algorithm), want, strict=True)
+        return np.array([np.sqrt(np.mean((got - exact) ** 2)) for got, exact in found])
+
+    for algorithm in winograd.ALGORITHMS:
+        assert (errors(algorithm) <= np.array([2.5, 2.5, 3.0]) * errors("gemm")).all()
+
+
+# When "auto" takes it
+
+
+def chosen(*shapes, **more):
+    return fastconv.plan_conv2d(*shapes, padding=1, **more).algorithm
+
+
+@every_direction
+def test_auto_takes_it_where_it_pays(direction, isa):
+    large = {"forward": "gemm", "input_grad": "gemm", "weight_grad": "shifted"}[direction]
+    assert chosen((1, 64, 56, 56), (64, 64, 3, 3), direction=direction) == "winograd_f4x4_3x3"
+    if direction != "input_grad":
+        assert chosen((1, 3, 56, 56), (64, 3, 3, 3), direction=direction) == large
+    assert chosen((1, 64, 56, 56), (64, 64, 3, 3), direction=direction, stride=2) == large
+    assert chosen((1, 64, 56, 56), (64, 64, 5, 5), direction=direction) == large
+    plan_ = fastconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3), direction=direction, padding=1)
+    assert "by the cost model" in plan_.explain()
+
+
+@pytest.mark.parametrize("engine_name", ["avx512", "avx2"])
+def test_the_cost_model_is_never_far_from_what_was_measured(engine_name, monkeypatch):
+    """Of the measured layers none that "auto" gives to Winograd's method took 5% longer than by "gemm"."""
+    monkeypatch.setattr(winograd, "active_isa", lambda: engine_name)
+    lanes = {"avx512": 16, "avx2": 8}[engine_name]
+    monkeypatch.setattr(
+        winograd, "load", lambda dtype: SimpleNamespace(machine=SimpleNamespace(tile=lambda: (0, 0, lanes)))
+    )
+    for line in (CHECKOUT / f"bench/results/winograd/{engine_name}.tsv").read_text().splitlines()[1:]:
+        kind, *numbers = line.split("\t")
+        c, k, size, batch, _ = map(int, numbers[:5])
+        times = dict(zip(("gemm", *winograd.ALGORITHMS), map(float, numbers[5:]), strict=True))
+        direction = "forward" if kind == "prepared" else kind
+        problem = conv_problem((batch, c, size, size), (k, c, 3, 3), padding=1)
+        found = winograd.choose(problem, direction, kind == "prepared", np.dtype(np.float32))
+        if found is not None:
+            assert times[found[0]] <= 1.05 * times["gemm"] + 1, line
+
+
+def test_the_switch():
+    shapes = (1, 64, 56, 56), (64, 64, 3, 3)
+    x, w = np.ones(shapes[0]), np.ones(shapes[1])
+    try:
+        fastconv.set_winograd(False)
+        assert chosen(*shapes) == "gemm"
+        assert chosen(*shapes, direction="weight_grad") == "shifted"
+        assert identical(fastconv.conv2d(x, w), fastconv.conv2d(x, w, algorithm="gemm"))
+        assert chosen(*shapes, algorithm="winograd_f4x4_3x3") == "winograd_f4x4_3x3"
+    finally:
+        fastconv.set_winograd(True)
+    assert chosen(*shapes) == "winograd_f4x4_3x3"
+    with pytest.raises(TypeError, match=r"^on: expected True or False, got 1"):
+        fastconv.set_winograd(1)
+
+
+def test_the_environment():
+    code = (
+        "import fastconv; print(fastconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm)"
+    )
+    assert run_python(code, FASTCONV_WINOGRAD="0").stdout.strip() == "gemm"
+    assert run_python(code, FASTCONV_WINOGRAD="1").stdout.strip() == "winograd_f4x4_3x3"
