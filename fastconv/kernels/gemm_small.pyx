@@ -116,7 +116,7 @@ cdef void run_panel(const Work* w, Py_ssize_t image, Py_ssize_t group, Py_ssize_
         tile.a = w.image + image * g.in_image + group * g.in_group + pixel
         tile.start = start if w.bias != NULL else NULL
         tile.out = values
-        micro_kernel(COLUMNS, <int> rows, 2, &tile)
+        micro_kernel(COLUMNS, False, <int> rows, 2, &tile)
         tile.image = NULL
         store_transposed(values, rows, columns, out + pixel, g.out_row)
 

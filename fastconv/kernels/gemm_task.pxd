@@ -110,11 +110,11 @@ cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t ro
 
 cdef inline void compute_tiles(Source source, int rows, int vectors, Tile* tile) noexcept nogil:
     if source == PACKED:
-        micro_kernel(BLOCKS, rows, vectors, tile)
+        micro_kernel(BLOCKS, False, rows, vectors, tile)
     elif source == IN_PLACE_ROWS:
-        micro_kernel(ROWS, rows, vectors, tile)
+        micro_kernel(ROWS, False, rows, vectors, tile)
     else:
-        micro_kernel(COLUMNS, rows, vectors, tile)
+        micro_kernel(COLUMNS, False, rows, vectors, tile)
 
 
 cdef inline Py_ssize_t start_of(const Task* task, Py_ssize_t block) noexcept nogil:
