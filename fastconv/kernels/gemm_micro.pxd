@@ -13,8 +13,8 @@ Every sum runs over k in ascending order, whatever the tile: a result does not d
 
 from fastconv.kernels.simd cimport (
     MR, NV, REGISTERS, SHIFTS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload,
-    vload_halves, vrelu, vset1, vstore, vstore_apart, vstore_first,
-    vstore_halves, vstore_halves_apart, vstream, vzero,
+    vload_halves, vrelu, vset1, vstore, vstore_first,
+    vstore_halves, vstream, vzero,
 )
 
 cdef enum:
@@ -67,8 +67,7 @@ cdef struct Tile:
     Py_ssize_t skip              # ... with so many between them that are left out
     const Slot* slots            # WIDEST or more
     bint halves                  # there is a slot for each half of a vector
-    bint apart                   # `out` is where slots count from ...
-    bint spread                  # ... and outputs lie two apart
+    bint apart                   # `out` is where slots count from
     Ahead* ahead
     const real* start            # NULL: begin at the bias, or at zero
     Py_ssize_t start_row
@@ -172,11 +171,7 @@ cdef inline void store_slots(const int rows, const int vectors, vec* acc, const 
     for j in range(vectors):
         to[j] = t.slots[j].to
         whole = whole and t.slots[j].columns == VL
-    if t.spread:
-        for j in range(vectors):
-            for i in range(rows):
-                vstore_apart(t.out + i * t.out_row + to[j], t.slots[j].columns, acc[i * vectors + j])
-    elif whole and t.stream:
+    if whole and t.stream:
         for i in range(rows):
             for j in range(vectors):
                 vstream(t.out + i * t.out_row + to[j], acc[i * vectors + j])
@@ -199,11 +194,7 @@ cdef inline void store_halves(const int rows, const int vectors, vec* acc, const
         low = t.out + t.slots[2 * j].to
         high = t.out + t.slots[2 * j + 1].to
         for i in range(rows):
-            if t.spread:
-                vstore_halves_apart(low, t.slots[2 * j].columns, high, t.slots[2 * j + 1].columns,
-                                    acc[i * vectors + j])
-            else:
-                vstore_halves(low, t.slots[2 * j].columns, high, t.slots[2 * j + 1].columns, acc[i * vectors + j])
+            vstore_halves(low, t.slots[2 * j].columns, high, t.slots[2 * j + 1].columns, acc[i * vectors + j])
             low += t.out_row
             high += t.out_row
 

@@ -205,7 +205,7 @@ cdef inline void aim_output(const Task* task, const Panel* panel, Py_ssize_t row
         tile.out = panel.stretch + row * g.out_row
         tile.out_row = g.out_row
     tile.stream = (closes and tile.out != values and g.stream and g.out_row % VL == 0
-                   and (not g.bands or (g.out_size[2] % VL == 0 and g.out_axis[2] == 1)) and is_vec_aligned(tile.out))
+                   and (not g.bands or g.out_size[2] % VL == 0) and is_vec_aligned(tile.out))
 
 
 cdef inline void scatter(const Task* task, const Panel* panel, Py_ssize_t row, Py_ssize_t rows,
@@ -246,7 +246,6 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     tile.slots = panel.slots
     tile.halves = g.bands == IN_HALVES
     tile.apart = closes and not scattered
-    tile.spread = g.out_axis[2] == 2
     tile.columns = panel.columns if closes and not scattered else panel.vectors * VL
     while block < last_block:
         tile.runs = 1
@@ -350,7 +349,7 @@ cdef inline Panel band_panel_at(const Task* task, Py_ssize_t first, Py_ssize_t l
     p.image = NULL
     p.stretch = NULL
     p.across = 0
-    if g.out_axis[2] <= 2:
+    if g.out_axis[2] == 1:
         p.stretch = task.out + tile_offset(g, p.pixel)
     if task.skips:
         row = task.first_pixel % plane_size(g) // g.out_size[2]
@@ -411,7 +410,7 @@ cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
     cdef Py_ssize_t row = task.first_pixel % plane_size(g) // g.out_size[2]
     cdef const real* image = task.input + task.first_pixel // plane_size(g) * g.in_image
     cdef Ahead ahead
-    task.swept = task.swept and (g.out_axis[2] <= 2 if g.bands else can_sweep(task))
+    task.swept = task.swept and (g.out_axis[2] == 1 if g.bands else can_sweep(task))
     if not g.bands and not task.swept:
         runs = list_runs(g, task.input, task.first_pixel, task.first_pixel + task.pixels, task.panels,
                          depth_of(g), task.runs)

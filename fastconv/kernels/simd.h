@@ -430,25 +430,20 @@ static inline vec vzip_high(vec a, vec b) {
 }
 
 /* to[2 j] = v[j] for j < count; what lies between is neither read nor written. */
-static inline void vstore_halves_apart(real *low, ptrdiff_t low_count, real *high, ptrdiff_t high_count, vec v) {
+static inline void vstore_apart(real *to, ptrdiff_t count, vec v) {
 #if defined(__AVX512F__)
-    unsigned first = 0x5555u & ((1u << 2 * low_count) - 1), second = 0x5555u & ((1u << 2 * high_count) - 1);
-    vec lower = vzip_low(v, v), upper = vzip_high(v, v);
+    unsigned long long mask = 0x55555555ull & ((1ull << 2 * count) - 1);
+    vec low = vzip_low(v, v), high = vzip_high(v, v);
     if (FC_IS_FLOAT) {
-        _mm512_mask_storeu_ps(low, (__mmask16)first, (__m512)lower);
-        _mm512_mask_storeu_ps(high, (__mmask16)second, (__m512)upper);
+        _mm512_mask_storeu_ps(to, (__mmask16)mask, (__m512)low);
+        _mm512_mask_storeu_ps(to + VL, (__mmask16)(mask >> VL), (__m512)high);
     } else {
-        _mm512_mask_storeu_pd(low, (__mmask8)first, (__m512d)lower);
-        _mm512_mask_storeu_pd(high, (__mmask8)second, (__m512d)upper);
+        _mm512_mask_storeu_pd(to, (__mmask8)mask, (__m512d)low);
+        _mm512_mask_storeu_pd(to + VL, (__mmask8)(mask >> VL), (__m512d)high);
     }
 #else
-    for (ptrdiff_t j = 0; j < low_count; j++) low[2 * j] = v[j];
-    for (ptrdiff_t j = 0; j < high_count; j++) high[2 * j] = v[VL / 2 + j];
+    for (ptrdiff_t j = 0; j < count; j++) to[2 * j] = v[j];
 #endif
-}
-static inline void vstore_apart(real *to, ptrdiff_t count, vec v) {
-    ptrdiff_t rest = count < VL / 2 ? 0 : count - VL / 2;
-    vstore_halves_apart(to, count - rest, to + VL, rest, v);
 }
 
 /* Denormal operands and results cost a microcode assist each: workers flush them to zero and hand

@@ -71,7 +71,6 @@ cdef extern from "simd.h" nogil:
     vec vquotient(vec a, vec b, vec reciprocal) noexcept
     vec vzip_low(vec a, vec b) noexcept
     vec vzip_high(vec a, vec b) noexcept
-    void vstore_halves_apart(real* low, Py_ssize_t low_count, real* high, Py_ssize_t high_count, vec v) noexcept
     void vstore_apart(real* to, Py_ssize_t count, vec v) noexcept
 
     unsigned int flush_denormals() noexcept
