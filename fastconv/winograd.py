@@ -28,9 +28,7 @@ CHUNK_BYTES = 7 << 20  # of the operands of a weight gradient: what workspace.py
 MOST_TILES = 56  # of a block, which shares the second-level cache with its weights and products
 LEAST_TILES = 28  # weights are read once for so many
 FUSED_TILES = 64  # a plain call on so few transforms its weights panel by panel, as they are used
-MOST_SUMMED = (
-    100  # tiles of a chunk. Measured from 32 to 400, 64 to 512 channels: best, and more would lose digits
-)
+MOST_SUMMED = 100  # tiles of a chunk. Measured from 32 to 400: best, and more would lose digits
 # Of the time of the algorithm that multiplies every tap: below it Winograd's is taken. Weight gradients of
 # 8 to 32 channels were predicted least well, by up to a third.
 MARGINS = {"forward": 0.95, "input_grad": 0.95, "weight_grad": 0.75}

@@ -28,7 +28,7 @@ from fastconv.kernels.simd cimport (
 
 cdef enum:
     SLICE = 8  # channels that a thread packs at a time
-    SWEPT_BYTES = 24 << 10
+    SWEPT_BYTES = 24 << 10  # of a band, half of a first-level cache; not swept
 
 
 cdef bint planes_are_dense(const Geometry* g) noexcept nogil:

@@ -13,8 +13,8 @@ Every sum runs over k in ascending order, whatever the tile: a result does not d
 
 from fastconv.kernels.simd cimport (
     MR, NV, REGISTERS, SHIFTS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload,
-    vload_halves, vrelu, vset1, vstore, vstore_first,
-    vstore_halves, vstream, vzero,
+    vload_halves, vrelu, vset1, vstore, vstore_first, vstore_halves,
+    vstream, vzero,
 )
 
 cdef enum:

@@ -28,7 +28,7 @@ from fastconv.kernels.winograd_points cimport MOST_POINTS, input_points, sum_poi
 from fastconv.kernels.winograd_weight cimport transform_weights
 from fastconv.kernels.winograd_work cimport (
     LINE, Work, block_start, line_size, odd_lines, panel_lanes, products_size, results_size, shape_work, values_size,
-    weights_size,
+    weights_size, zeros_size,
 )
 
 
@@ -83,10 +83,6 @@ cdef Scratch carve(const Work* w, const Course* c, real* memory) noexcept nogil:
     s.values = s.strip + strip_size(w)
     s.weights = s.values if c.shared else s.values + values_size(w)
     return s
-
-
-cdef Py_ssize_t zeros_size(const Work* w) noexcept nogil:
-    return odd_lines(line_size(w) // VL + VL)
 
 
 cdef Py_ssize_t shared_size(const Work* w, const Course* c, bint prepared) noexcept nogil:

@@ -25,7 +25,7 @@ from fastconv.kernels.simd cimport (
 )
 from fastconv.kernels.winograd_input cimport Source, Target, input_source, transform_tiles
 from fastconv.kernels.winograd_points cimport MOST_POINTS, sum_points
-from fastconv.kernels.winograd_work cimport LINE, Work, block_start, line_size, odd_lines, shape_work
+from fastconv.kernels.winograd_work cimport LINE, Work, block_start, line_size, odd_lines, shape_work, zeros_size
 
 cdef enum:
     FILTERS = 4 * VL  # of a panel: with NR channels its sums at 36 points take 300 KB
@@ -167,10 +167,6 @@ cdef void run_unit(const Work* w, const Sizes* z, Py_ssize_t group, Py_ssize_t b
             lane += VL
     if vsum(missing) != 0:
         broken[0] = True
-
-
-cdef Py_ssize_t zeros_size(const Work* w) noexcept nogil:
-    return odd_lines(line_size(w) // VL + VL)
 
 
 cdef Py_ssize_t shared_size(const Work* w, const Sizes* z) noexcept nogil:

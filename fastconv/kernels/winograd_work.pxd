@@ -132,3 +132,8 @@ cdef inline Py_ssize_t line_size(const Work* w) noexcept nogil:
 cdef inline Py_ssize_t results_size(const Work* w) noexcept nogil:
     """Outputs of a run, VL channels a pixel; whole vectors of pixels are read."""
     return (longest_run(w) * w.outputs * w.outputs + VL) * VL
+
+
+cdef inline Py_ssize_t zeros_size(const Work* w) noexcept nogil:
+    """A line of one channel, which stands for channels that are missing."""
+    return odd_lines(line_size(w) // VL + VL)
