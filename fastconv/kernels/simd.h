@@ -105,6 +105,24 @@ static inline void vstore_halves(real *low, ptrdiff_t low_count, real *high, ptr
 }
 static inline vec vzero(void) { return (vec){0}; }
 static inline vec vset1(real x) { return x - (vec){0}; }
+/* The first `count` elements of p again and again: count is a power of two, of at most 32 bytes and a vector. */
+static inline __attribute__((always_inline)) vec vrepeat(const real *p, const int count) {
+    const int bytes = count * (int)sizeof(real);
+    if (count == 1) return vset1(*p);
+#if defined(__AVX512F__)
+    if (bytes == 8) {
+        double pair;
+        memcpy(&pair, p, sizeof(pair));
+        return (vec)_mm512_set1_pd(pair);
+    }
+    if (bytes == 16) return (vec)_mm512_broadcast_f32x4(_mm_loadu_ps((const float *)p));
+    return (vec)_mm512_broadcast_f32x8(_mm256_loadu_ps((const float *)p));
+#else
+    vec v;
+    for (int i = 0; i < VL; i += count) memcpy((real *)&v + i, p, (size_t)bytes);
+    return v;
+#endif
+}
 static inline vec vadd(vec a, vec b) { return a + b; }
 static inline vec vsub(vec a, vec b) { return a - b; }
 static inline vec vmul(vec a, vec b) { return a * b; }
@@ -127,6 +145,31 @@ static inline vec vfma_kept(vec c, vec a, vec b) {
     return c;
 #else
     return vfma_onto(c, a, b);
+#endif
+}
+
+/* c[j] + vrepeat(p, count) * b[j] for j = 0, 1. Told apart, gcc loads values early, and sums leave their registers. */
+static inline __attribute__((always_inline)) void vfma_repeated(vec *c, const real *p, const int count, const vec *b) {
+#if defined(__AVX512F__)
+    vec value;
+#define FC_REPEATED(load, type)                                                                                  \
+    __asm__(load " %3, %2\n\tvfmadd231p" type " %2, %4, %0\n\tvfmadd231p" type " %2, %5, %1"                     \
+            : "+v"(c[0]), "+v"(c[1]), "=&v"(value)                                                               \
+            : "m"(*(const struct { real v[16]; } *)p), "v"(b[0]), "v"(b[1]))
+    if (sizeof(real) == 4) {
+        if (count == 1) FC_REPEATED("vbroadcastss", "s");
+        else if (count == 2) FC_REPEATED("vbroadcastsd", "s");
+        else if (count == 4) FC_REPEATED("vbroadcastf32x4", "s");
+        else FC_REPEATED("vbroadcastf32x8", "s");
+    } else {
+        if (count == 1) FC_REPEATED("vbroadcastsd", "d");
+        else if (count == 2) FC_REPEATED("vbroadcastf32x4", "d");
+        else FC_REPEATED("vbroadcastf32x8", "d");
+    }
+#else
+    vec value = vrepeat(p, count);
+    c[0] = vfma_onto(c[0], value, b[0]);
+    c[1] = vfma_onto(c[1], value, b[1]);
 #endif
 }
 
@@ -195,6 +238,20 @@ static inline void vstore_first(real *p, ptrdiff_t count, vec v) {
     else vcopy_first(p, (const real *)&v, count);
 }
 #endif
+
+/* Elements first .. last - 1 in their lanes, 0 <= first, last <= VL: the others read as zero and are not touched. */
+static inline vec vload_between(const real *p, ptrdiff_t first, ptrdiff_t last) {
+#if defined(__AVX512F__)
+    unsigned mask = ((1u << last) - 1) & ~((1u << first) - 1);
+    if (FC_IS_FLOAT) return (vec)_mm512_maskz_loadu_ps((__mmask16)mask, p);
+    return (vec)_mm512_maskz_loadu_pd((__mmask8)mask, p);
+#else
+    vec v = vzero();
+    if (last - first == VL) return vload(p);
+    if (last > first) vcopy_first((real *)&v + first, p + first, last - first);
+    return v;
+#endif
+}
 
 /* Lane j of the result: element index[j] of a (0 .. VL-1) followed by b (VL .. 2VL-1). */
 #if FC_VECTOR_BYTES == 64

@@ -14,6 +14,7 @@ cdef extern from "simd.h" nogil:
 
     vec vload(const real* p) noexcept
     vec vload_first(const real* p, Py_ssize_t count) noexcept
+    vec vload_between(const real* p, Py_ssize_t first, Py_ssize_t last) noexcept
     vec vload_halves(const real* low, const real* high) noexcept
     void vstore(real* p, vec v) noexcept
     void vstore_halves(real* low, Py_ssize_t low_count, real* high, Py_ssize_t high_count, vec v) noexcept
@@ -24,12 +25,14 @@ cdef extern from "simd.h" nogil:
     void stream_fence() noexcept
     vec vzero() noexcept
     vec vset1(real x) noexcept
+    vec vrepeat(const real* p, int count) noexcept
     vec vadd(vec a, vec b) noexcept
     vec vsub(vec a, vec b) noexcept
     vec vmul(vec a, vec b) noexcept
     vec vfma(vec a, vec b, vec c) noexcept
     vec vfma_onto(vec c, vec a, vec b) noexcept
     vec vfma_kept(vec c, vec a, vec b) noexcept
+    void vfma_repeated(vec* c, const real* p, int count, const vec* b) noexcept
     vec vrelu(vec x) noexcept
     vec veven(vec a, vec b) noexcept
     vec vodd(vec a, vec b) noexcept

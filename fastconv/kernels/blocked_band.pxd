@@ -1,0 +1,159 @@
+"""Bands of blocked.pyx: as in gemm_band.pxd, with the groups that share lanes side by side.
+
+    band[c, row, q, x, j] = in[group j, c, top + row, left + q + step * x]
+"""
+
+from fastconv.kernels.gemm_band cimport Band, shape_band
+from fastconv.kernels.gemm_pack cimport ceil_div, fill_zero, larger, smaller
+from fastconv.kernels.geometry cimport Geometry, Tap
+from fastconv.kernels.simd cimport (
+    VL, real, vec, veven, vload, vload_between, vodd, vstore, vzero, vzip_high, vzip_low,
+)
+
+cdef enum:
+    MOST_SHARED = 8
+    BLOCK = 8  # vectors of a row at a time
+
+
+cdef inline Band shape(const Geometry* g, const Tap* taps, Py_ssize_t tile_rows) noexcept nogil:
+    """Rows as long as the outputs and the taps between them need, and no longer."""
+    cdef Band b = shape_band(g, taps, tile_rows)
+    cdef Py_ssize_t reach = b.length - ceil_div(g.out_size[2], VL) * VL - 1
+    b.length = g.out_size[2] + reach
+    b.before = smaller(b.before, b.length * b.phases)
+    b.inside = smaller(b.inside, b.length * b.phases - b.before)
+    return b
+
+
+# A vector of elements of a row, of which some are inside the input: the same of every row.
+cdef struct Piece:
+    Py_ssize_t at                # its first, counted from the first of the input that the band holds
+    Py_ssize_t first             # inside
+    Py_ssize_t last
+
+
+cdef inline Piece piece_at(const Band* b, Py_ssize_t at) noexcept nogil:
+    cdef Piece p
+    p.at = at - b.before
+    p.first = smaller(larger(-p.at, 0), VL)
+    p.last = larger(smaller(b.inside - p.at, VL), p.first)
+    return p
+
+
+cdef inline vec load_piece(const real* row, const Piece* p) noexcept nogil:
+    return vload_between(row + p.at, p.first, p.last)
+
+
+cdef inline vec load_phase(const Band* b, const real* row, Py_ssize_t q, Py_ssize_t x) noexcept nogil:
+    """Elements x .. x + VL - 1 of phase q of more than two."""
+    cdef real[VL] values
+    cdef Py_ssize_t at = q + x * b.phases - b.before, i
+    for i in range(VL):
+        values[i] = row[at] if 0 <= at < b.inside else 0
+        at += b.phases
+    return vload(values)
+
+
+cdef inline void riffle(const int shared, vec* v) noexcept nogil:
+    """Vectors of `shared` rows -> one value of each row, then the next: halves zipped, once for each factor of 2."""
+    cdef vec[MOST_SHARED] w
+    cdef int i, _fold
+    for _fold in range(3 if shared == 8 else 2 if shared == 4 else 1 if shared == 2 else 0):
+        for i in range(shared // 2):
+            w[2 * i] = vzip_low(v[i], v[i + shared // 2])
+            w[2 * i + 1] = vzip_high(v[i], v[i + shared // 2])
+        for i in range(shared):
+            v[i] = w[i]
+
+
+cdef inline void put(const int shared, vec* v, real* to) noexcept nogil:
+    cdef int j
+    riffle(shared, v)
+    for j in range(shared):
+        vstore(to + j * VL, v[j])
+
+
+cdef inline void fill_row(const int shared, const int phases, const Band* b, const Piece* pieces, Py_ssize_t x,
+                          const real* source, Py_ssize_t apart, Py_ssize_t groups, real* to) noexcept nogil:
+    """Elements x .. x + VL - 1 of each phase of a row of each of `groups` groups that lie `apart`.
+
+    Lanes of groups that are not there hold zeros.
+    """
+    cdef vec[2 * MOST_SHARED] v
+    cdef vec low, high
+    cdef Py_ssize_t q, size = b.length * shared
+    cdef int j
+    for q in range(b.phases if phases == 0 else 1):
+        for j in range(shared):
+            v[j] = v[MOST_SHARED + j] = vzero()
+            if shared > 1 and j >= groups:
+                continue
+            if phases == 0:
+                v[j] = load_phase(b, source + j * apart, q, x)
+            elif phases == 1:
+                v[j] = load_piece(source + j * apart, pieces)
+            else:
+                low = load_piece(source + j * apart, pieces)
+                high = load_piece(source + j * apart, pieces + 1)
+                v[j] = veven(low, high)
+                v[MOST_SHARED + j] = vodd(low, high)
+        put(shared, v, to + q * size + x * shared)
+        if phases == 2:
+            put(shared, v + MOST_SHARED, to + size + x * shared)
+
+
+cdef inline void fill_columns(const int shared, const int phases, const Geometry* g, const Band* b, Py_ssize_t groups,
+                              const real* image, Py_ssize_t first_row, Py_ssize_t used, Py_ssize_t begin,
+                              real* band) noexcept nogil:
+    """Elements from `begin` on of all rows of all channels, BLOCK vectors; of a row beyond the image everything."""
+    cdef Py_ssize_t c, row, y, i, count = 0, size = b.phases * b.length * shared
+    cdef Py_ssize_t[BLOCK] x
+    cdef Piece[2 * BLOCK] pieces
+    while count < BLOCK and begin + count * VL < b.length:
+        x[count] = larger(smaller(begin + count * VL, b.length - VL), 0)
+        pieces[2 * count] = piece_at(b, x[count] * b.phases)
+        pieces[2 * count + 1] = piece_at(b, x[count] * b.phases + VL)
+        count += 1
+    for c in range(g.channels):
+        y = first_row * g.step[1] + b.top
+        for row in range(c * b.rows, c * b.rows + used):
+            if 0 <= y < g.in_size[1]:
+                for i in range(count):
+                    fill_row(shared, phases, b, pieces + 2 * i, x[i],
+                             image + c * g.in_channel + y * g.in_axis[1] + b.first, g.in_group, groups,
+                             band + row * size)
+            elif begin == 0:
+                fill_zero(band + row * size, size)
+            y += 1
+
+
+cdef inline void fill_phases(const int shared, const int phases, const Geometry* g, const Band* b, Py_ssize_t groups,
+                             const real* image, Py_ssize_t first_row, Py_ssize_t used, real* band) noexcept nogil:
+    """The last vector of a phase begins early; a phase shorter than one runs on into what is written next."""
+    cdef Py_ssize_t begin = 0
+    while begin < b.length:
+        fill_columns(shared, phases, g, b, groups, image, first_row, used, begin, band)
+        begin += BLOCK * VL
+
+
+cdef inline void fill_sharing(const int shared, const Geometry* g, const Band* b, Py_ssize_t groups,
+                              const real* image, Py_ssize_t first_row, Py_ssize_t used, real* band) noexcept nogil:
+    if b.phases == 1:
+        fill_phases(shared, 1, g, b, groups, image, first_row, used, band)
+    elif b.phases == 2:
+        fill_phases(shared, 2, g, b, groups, image, first_row, used, band)
+    else:
+        fill_phases(shared, 0, g, b, groups, image, first_row, used, band)
+
+
+cdef inline void fill_band(int shared, const Geometry* g, const Band* b, Py_ssize_t groups, const real* image,
+                           Py_ssize_t first_row, Py_ssize_t used, real* band) noexcept nogil:
+    """All channels of `groups` groups from `image` on: the input rows of the output rows from first_row on."""
+    if shared == 1:
+        fill_sharing(1, g, b, groups, image, first_row, used, band)
+    elif shared == 2:
+        fill_sharing(2, g, b, groups, image, first_row, used, band)
+    elif shared == 4:
+        fill_sharing(4, g, b, groups, image, first_row, used, band)
+    else:
+        fill_sharing(MOST_SHARED, g, b, groups, image, first_row, used, band)
