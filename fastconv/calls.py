@@ -104,6 +104,27 @@ def _gemm(plan: Plan) -> Run:
     return run
 
 
+def _blocked(plan: Plan) -> Run:
+    if plan.direction == "weight_grad":
+        return _weight_grad(plan, engine.load(plan.dtype).shifted_grad)
+    if not plan.passes:  # no tap reaches any pixel
+        return lambda weight, grad_output, out, threads: out.fill(0)
+    kernel, ready = engine.load(plan.dtype).blocked, plan.prepared
+    geometries, taps = plan.all_passes
+    conv = kernel.conv
+    size = _sized(lambda n: kernel.workspace_bytes(geometries, taps, ready, n, PACK_LIMIT))
+
+    def forward(x: Array, w: Array, bias: Array | None, out: Array, threads: int) -> None:
+        conv(geometries, taps, x, w, bias, out, scratch(size(threads)), ready, threads, PACK_LIMIT)
+
+    def input_grad(weight: Array, grad_output: Array, out: Array, threads: int) -> None:
+        if not plan.covers:
+            out.fill(0)
+        forward(grad_output, weight, None, out, threads)
+
+    return forward if plan.direction == "forward" else input_grad
+
+
 def _gemm_small(plan: Plan) -> Run:
     if plan.direction == "weight_grad":
         return _gemm_weight_grad(plan)
@@ -237,6 +258,7 @@ _BINDERS: dict[str, Callable[[Plan], Run]] = {
     "direct": _direct,
     "gemm": _gemm,
     "gemm_small": _gemm_small,
+    "blocked": _blocked,
     "depthwise": _depthwise,
     "filter": _filter,
     "shifted": _shifted,
@@ -255,7 +277,7 @@ def bind(plan: Plan) -> Run:
 
 def is_packed(plan: Plan) -> bool:
     """Does its kernel read weights that `pack` has put in order?"""
-    packing = ("gemm", "gemm_small", "shifted", *winograd.ALGORITHMS)
+    packing = ("gemm", "gemm_small", "blocked", "shifted", *winograd.ALGORITHMS)
     return bool(plan.passes) and plan.algorithm in packing
 
 
@@ -266,6 +288,10 @@ def pack(plan: Plan, weight: Array, threads: int) -> Array:
         outputs = winograd.OUTPUTS[plan.algorithm]
         packed = np.empty(kernels.winograd.packed_elements(step.geometry, step.taps, outputs), plan.dtype)
         kernels.winograd.pack(step.geometry, step.taps, weight, packed, outputs, threads)
+        return packed
+    if plan.algorithm == "blocked":
+        packed = np.empty(kernels.blocked.packed_elements(step.geometry), plan.dtype)
+        kernels.blocked.pack(step.geometry, step.taps, weight, packed, threads)
         return packed
     kernel = kernels.gemm_small if plan.algorithm == "gemm_small" else kernels.gemm
     packed = np.empty(kernel.packed_elements(step.geometry), plan.dtype)

@@ -212,10 +212,20 @@ def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dt
     return HALF_BANDS if in_halves else BANDS
 
 
-def _share_in_padding(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any]) -> float:
-    """Of all pairs of a row of outputs and a tap, how many meet a row of the padding."""
-    rows = np.add.outer(np.arange(geometry["out_size"][1]) * geometry["step"][1], table[:, 1])
-    return float(np.mean((rows < 0) | (rows >= geometry["in_size"][1])))
+def _share_in_padding(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], axis: int = 1) -> float:
+    """Of all pairs of a row of outputs (or a column) and a tap, how many meet a row of the padding."""
+    rows = np.add.outer(np.arange(geometry["out_size"][axis]) * geometry["step"][axis], table[:, axis])
+    return float(np.mean((rows < 0) | (rows >= geometry["in_size"][axis])))
+
+
+def skip_padding(step: Pass) -> Pass:
+    """The pass for a kernel that leaves taps out along both axes."""
+    geometry = step.geometry.copy()
+    geometry["bands"] = NO_BANDS
+    if geometry["out_size"].all():
+        share = max(_share_in_padding(geometry, step.taps, axis) for axis in (1, 2))
+        geometry["skips"] = share >= PADDING_SHARE
+    return Pass(geometry, step.taps, PACKED)
 
 
 def _weight_source(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], itemsize: int) -> int:

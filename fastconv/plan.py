@@ -21,6 +21,7 @@ from fastconv.passes import (
     forward_pass,
     identity_pass,
     input_grad_passes,
+    skip_padding,
 )
 from fastconv.problem import ConvProblem
 from fastconv.registry import Kernel, find
@@ -135,10 +136,13 @@ class Plan:
             (step,) = self.passes
             kernel = kernels.winograd_grad if self.direction == "weight_grad" else kernels.winograd
             return int(kernel.workspace_bytes(step.geometry, step.taps, *self.winograd_cut, threads))
-        if self.direction == "weight_grad" and self.algorithm in ("depthwise", "filter", "shifted"):
+        if self.direction == "weight_grad" and self.algorithm in ("depthwise", "filter", "shifted", "blocked"):
             (image,) = self.passes
-            kernel = kernels.shifted_grad if self.algorithm == "shifted" else kernels.depthwise_grad
+            kernel = kernels.shifted_grad if self.algorithm in ("shifted", "blocked") else kernels.depthwise_grad
             return int(kernel.workspace_bytes(image.geometry, image.taps, threads))
+        if self.algorithm == "blocked" and self.direction != "weight_grad":
+            sized = kernels.blocked.workspace_bytes
+            return int(sized(*self.all_passes, self.prepared, threads, PACK_LIMIT))
         if self.algorithm in ("depthwise", "filter"):
             return int(kernels.depthwise.workspace_bytes(*self.phases, threads))
         if self.direction == "weight_grad":
@@ -155,6 +159,11 @@ class Plan:
         return int(size(step.geometry, step.taps, source, self.prepared, threads, PACK_LIMIT))
 
     @property
+    def all_passes(self) -> tuple[Any, ...]:
+        """Geometries and taps of all passes, one after the other."""
+        return np.stack([step.geometry for step in self.passes]), np.concatenate([step.taps for step in self.passes])
+
+    @property
     def phases(self) -> tuple[Any, ...]:
         """What the entries of kernels/depthwise.pyx take before the operands: all passes at once.
 
@@ -164,9 +173,7 @@ class Plan:
         if self.direction == "input_grad":
             row = int(self.passes[0].geometry["out_axis"][1]) // (1, *self.problem.stride)[-2]
             rows = len({int(step.geometry["out_offset"]) // row for step in self.passes})
-        geometries = np.stack([step.geometry for step in self.passes])
-        taps = np.concatenate([step.taps for step in self.passes])
-        return geometries, taps, rows, len(self.passes) // rows
+        return *self.all_passes, rows, len(self.passes) // rows
 
     @property
     def reduction_arguments(self) -> tuple[Any, ...]:
@@ -299,14 +306,16 @@ def plan_conv(
         return replace(same, problem=problem, reason=reason, copies=True)
     if algorithm == "im2col" or problem.flops == 0:
         return make()
+    fit = skip_padding if algorithm == "blocked" else lambda step: step
     if direction == "forward":
-        return make((forward_pass(problem, dtype, relu),))
+        return make((fit(forward_pass(problem, dtype, relu)),))
     if direction == "weight_grad":
         image, grad = forward_pass(problem, dtype, False), identity_pass(problem, dtype)
-        if algorithm in ("direct", "depthwise", "filter", "shifted", *winograd.ALGORITHMS):
+        if algorithm in ("direct", "depthwise", "filter", "shifted", "blocked", *winograd.ALGORITHMS):
             return make((image,))
         return make((image, grad), True, cut_reduction(problem, image, grad, dtype))
-    return make(*input_grad_passes(problem, dtype))
+    passes, covers = input_grad_passes(problem, dtype)
+    return make(tuple(map(fit, passes)), covers)
 
 
 forget_on_change(plan_conv.cache_clear)  # plans depend on the tile of the engine

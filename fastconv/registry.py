@@ -29,6 +29,11 @@ def _pointwise(problem: Any) -> bool:
     return max(problem.kernel) == max(problem.stride) == 1 and not any(map(any, problem.pads))
 
 
+def _planes(problem: Any) -> bool:
+    """Convolutions over one or two axes."""
+    return bool(problem.axes <= 2)
+
+
 def _depthwise(problem: Any) -> bool:
     """Every channel by itself, on planes."""
     return bool(problem.group_in == 1 and problem.axes <= 2)
@@ -97,6 +102,9 @@ KERNELS: tuple[Kernel, ...] = (
     _row("conv", "forward", "gemm_small", "gemm_small", "conv", "gemm_small", _pointwise),
     _row("conv", "input_grad", "gemm_small", "gemm_small", "conv", "gemm_small", _pointwise),
     _row("conv", "weight_grad", "gemm_small", "weight_grad", "weight_grad", "gemm_small", _pointwise),
+    _row("conv", "forward", "blocked", "blocked", "conv", "blocked", _planes),
+    _row("conv", "input_grad", "blocked", "blocked", "conv", "blocked", _planes),
+    _row("conv", "weight_grad", "blocked", "shifted_grad", "weight_grad", "blocked", _near),
     _row("conv", "forward", "depthwise", "depthwise", "conv", "depthwise", _depthwise),
     _row("conv", "input_grad", "depthwise", "depthwise", "conv", "depthwise", _depthwise),
     _row("conv", "weight_grad", "depthwise", "depthwise_grad", "weight_grad", "depthwise", _depthwise),

@@ -16,9 +16,10 @@ from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.blocked_band cimport fill_band
 from fastconv.kernels.blocked_pack cimport pack_panel
-from fastconv.kernels.blocked_tile cimport Live, Spot, half_width, run_tile
+from fastconv.kernels.blocked_tile cimport Spot, half_width, run_tile
 from fastconv.kernels.blocked_work cimport (
-    Work, bundles_of, cut, join, list_live, panels_of, pick_live, table_bytes, thread_bytes,
+    Work, aim_at_taps, band_bytes, bundles_of, cut, join, list_live, packed_bytes, panels_of,
+    table_bytes, thread_bytes,
 )
 from fastconv.kernels.gemm_pack cimport ceil_div, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
@@ -37,7 +38,9 @@ cdef struct Unit:
     Py_ssize_t rows
     Py_ssize_t groups            # of the bundle: the last one may have fewer
     real* band
-    Live* live                   # of a tile
+    real* sums                   # that wait for the next block of the depth, if there is one
+    Py_ssize_t channel           # of the block of the depth, its first
+    Py_ssize_t channels
 
 
 # One panel of one pass in a unit.
@@ -59,7 +62,7 @@ cdef Unit unit_at(const Work* w, Py_ssize_t number) noexcept nogil:
     u.rows = smaller(w.rows, w.whole.out_size[1] - u.row)
     u.image = number // w.bands % w.whole.batch
     u.part = number // (w.bands * w.whole.batch) % w.parts
-    u.bundle = number // (w.bands * w.whole.batch * w.parts)
+    u.bundle = w.first_bundle + number // (w.bands * w.whole.batch * w.parts)
     u.groups = smaller(w.shared, w.whole.groups - u.bundle * w.shared)
     return u
 
@@ -69,25 +72,29 @@ cdef inline void store_sums(const Work* w, const real* sums, Py_ssize_t pixels, 
     """sums[pixel][lane] -> the rows of outputs of the lanes' channels, of which `to` is the first."""
     cdef vec[VL] block
     cdef real[VL] values
-    cdef Py_ssize_t first = 0, i, j
+    cdef Py_ssize_t first, i, j, pixel = 0, count
     cdef real* row
-    while first < p.lanes:
-        for i in range(VL):
-            block[i] = vload(sums + i * NR + first)
-        vtranspose(block)
-        for i in range(smaller(VL, p.lanes - first)):
-            if first + i & (w.shared - 1) >= groups:
-                continue
-            row = to + w.lanes[first + i]
-            if step == 1:
-                vstore_first(row, pixels, block[i])
-            elif step == 2:
-                vstore_apart(row, pixels, block[i])
-            else:
-                vstore(values, block[i])
-                for j in range(pixels):
-                    row[j * p.g.out_axis[2]] = values[j]
-        first += VL
+    while pixel < pixels:
+        count = smaller(pixels - pixel, VL)
+        first = 0
+        while first < p.lanes:
+            for i in range(VL):
+                block[i] = vload(sums + (pixel + i) * NR + first)
+            vtranspose(block)
+            for i in range(smaller(VL, p.lanes - first)):
+                if first + i & (w.shared - 1) >= groups:
+                    continue
+                if step == 1:
+                    vstore_first(to + w.lanes[first + i] + pixel, count, block[i])
+                elif step == 2:
+                    vstore_apart(to + w.lanes[first + i] + 2 * pixel, count, block[i])
+                else:
+                    vstore(values, block[i])
+                    row = to + w.lanes[first + i] + pixel * p.g.out_axis[2]
+                    for j in range(count):
+                        row[j * p.g.out_axis[2]] = values[j]
+            first += VL
+        pixel += VL
 
 
 # Called by address: inlined, their constants would take registers from the tiles.
@@ -106,45 +113,37 @@ cdef void store_scattered(const Work* w, const real* sums, Py_ssize_t pixels, co
     store_sums(w, sums, pixels, p, groups, 0, to)
 
 
-cdef inline void aim_taps(const Work* w, const Unit* u, const Panel* p, Py_ssize_t row, Py_ssize_t last_row,
-                          Py_ssize_t x, Py_ssize_t last, Spot* s) noexcept nogil:
-    if w.skips:
-        s.live = u.live
-        s.taps = pick_live(w, p.g, p.first_tap, row, last_row, x, last, u.live)
-    else:
-        s.live = w.live + p.first_tap
-        s.taps = p.g.taps
-
-
-cdef void run_panel(const Work* w, const Unit* u, const Panel* p, Store store, Spot* s) noexcept nogil:
+cdef void run_panel(const Work* w, const Unit* u, const Panel* p, Store store, Spot* s, real* waiting) noexcept nogil:
     """One panel against the rows of a band, two at a time where maps are narrow."""
     cdef const Geometry* g = p.g
     cdef real[2 * VL * NR] sums
     cdef Py_ssize_t y = 0, x, last, number, lane
     cdef Py_ssize_t line = g.step[1] * w.band.phases * w.band.length * w.shared
     cdef Py_ssize_t rows = smaller(u.rows, g.out_size[1] - u.row)
-    cdef bint pairs, together = g.out_axis[1] == g.out_size[2] * g.out_axis[2] and g.out_size[2] * 2 <= VL
+    cdef bint pairs, together = g.out_axis[1] == g.out_size[2] * g.out_axis[2]
+    cdef bint closes = u.channel + u.channels == g.channels
     cdef real* out
-    s.sums = sums
     while y < rows:
         pairs = 2 * g.out_size[2] <= MR and y + 1 < rows
         for number in range(p.tiles):
             x = number * g.out_size[2] // p.tiles
             last = (number + 1) * g.out_size[2] // p.tiles
             out = p.out + (u.row + y) * g.out_axis[1] + x * g.out_axis[2]
-            if g.stream:
+            if g.stream and closes:
                 for lane in range(p.lanes):
                     prefetch_write(out + w.lanes[lane])
-            aim_taps(w, u, p, u.row + y, u.row + y + pairs, x, last - 1, s)
+            aim_at_taps(w, g, p.first_tap, u.row + y, u.row + y + pairs, x, last - 1, s)
             s.band = u.band + y * line + x * w.shared
             s.half = line if pairs else half_width(last - x) * w.shared
+            s.sums = sums
+            if w.blocks > 1:
+                s.sums = waiting + (y * w.tiles + number) * MR * NR
             run_tile(p.vectors, w.shared, last - x if pairs else half_width(last - x), s)
-            if pairs and together:
-                store(w, sums, 2 * last, p, u.groups, out)
+            if not closes:
                 continue
-            store(w, sums, last - x, p, u.groups, out)
-            if pairs:
-                store(w, sums + (last - x) * NR, last - x, p, u.groups, out + g.out_axis[1])
+            store(w, s.sums, last - x if not (pairs and together) else 2 * last, p, u.groups, out)
+            if pairs and not together:
+                store(w, s.sums + last * NR, last, p, u.groups, out + g.out_axis[1])
         y += 1 + pairs
 
 
@@ -157,31 +156,27 @@ cdef void lay_bias(const Work* w, const Unit* u, Py_ssize_t panel, real* start) 
             channel < w.whole.rows and group < w.whole.groups) else 0
 
 
-cdef void run_unit(const Work* w, Py_ssize_t number, char* scratch) noexcept nogil:
+cdef void run_block(const Work* w, Unit* u) noexcept nogil:
+    """All panels and passes of a unit, for the block of the depth that its band holds."""
     cdef const Geometry* g = &w.whole
-    cdef Unit u = unit_at(w, number)
     cdef Panel p
     cdef Spot s
-    cdef Py_ssize_t panel, i, step, first_panel = u.part * w.panels // w.parts
-    cdef Py_ssize_t last_panel = (u.part + 1) * w.panels // w.parts
+    cdef Py_ssize_t number, panel, i, first = u.part * w.panels // w.parts
     cdef real[NR] start
-    cdef Store store
-    u.live = <Live*> scratch
-    u.band = <real*> (scratch + table_bytes(g))
-    fill_band(w.shared, g, &w.band, u.groups, w.input + u.image * g.in_image + u.bundle * w.shared * g.in_group, u.row,
-              w.band.rows - (w.rows - u.rows) * g.step[1], u.band)
-    step = g.out_axis[2]
-    store = store_beside if step == 1 else store_second if step == 2 else store_scattered
+    cdef Py_ssize_t step = g.out_axis[2]
+    cdef Store store = store_beside if step == 1 else store_second if step == 2 else store_scattered
     s.band_channel = w.band.rows * w.band.phases * w.band.length * w.shared
     s.weight_channel = g.taps * NR
-    s.channels = g.channels
-    s.relu = g.relu
+    s.channels = u.channels
+    s.resumes = u.channel > 0
+    s.relu = g.relu and u.channel + u.channels == g.channels
     s.start = NULL
-    for panel in range(first_panel, last_panel):
-        if w.bias != NULL:
-            lay_bias(w, &u, panel, start)
+    for number in range(first, (u.part + 1) * w.panels // w.parts):
+        panel = w.first_panel + number
+        if w.bias != NULL and u.channel == 0:
+            lay_bias(w, u, panel, start)
             s.start = start
-        s.weight = w.weight + (u.bundle * w.panels + panel) * g.channels * g.taps * NR
+        s.weight = w.weight + (((u.bundle - w.first_bundle) * w.panels + number) * g.channels + u.channel) * g.taps * NR
         p.lanes = smaller(w.shared * g.rows - panel * NR, NR)
         p.vectors = 1 if p.lanes <= VL else 2
         p.first_tap = 0
@@ -190,8 +185,24 @@ cdef void run_unit(const Work* w, Py_ssize_t number, char* scratch) noexcept nog
             p.tiles = ceil_div(p.g.out_size[2], MR)
             p.out = (w.out + p.g.out_offset + u.image * g.out_image + u.bundle * w.shared * g.out_group
                      + panel * NR // w.shared * g.out_row)
-            run_panel(w, &u, &p, store, &s)
+            run_panel(w, u, &p, store, &s,
+                      u.sums + ((number - first) * w.count + i) * w.rows * w.tiles * MR * NR)
             p.first_tap += p.g.taps
+
+
+cdef void run_unit(const Work* w, Py_ssize_t number, char* scratch) noexcept nogil:
+    cdef const Geometry* g = &w.whole
+    cdef Unit u = unit_at(w, number)
+    cdef const real* image = w.input + u.image * g.in_image + u.bundle * w.shared * g.in_group
+    u.band = <real*> scratch
+    u.sums = <real*> (scratch + band_bytes(w))
+    u.channel = 0
+    while u.channel < g.channels:
+        u.channels = smaller(w.channels, g.channels - u.channel)
+        fill_band(w.shared, g, &w.band, w.phases, u.groups, u.channels, image + u.channel * g.in_channel, u.row,
+                  w.band.rows - (w.rows - u.rows) * g.step[1], u.band)
+        run_block(w, &u)
+        u.channel += u.channels
 
 
 cdef bint are_finite(const real* weight, Py_ssize_t count) noexcept nogil:
@@ -206,10 +217,9 @@ cdef bint are_finite(const real* weight, Py_ssize_t count) noexcept nogil:
 
 
 cdef void run_all(Work* w, int threads, char* scratch) noexcept nogil:
+    """For the bundles and panels whose weights are packed."""
     cdef Py_ssize_t units = w.bundles * w.whole.batch * w.bands * w.parts, size = thread_bytes(w), unit
     cdef unsigned int mode = 0
-    list_live(w, scratch)
-    scratch += table_bytes(&w.whole)
     w.skips = w.whole.skips and are_finite(
         w.weight, w.bundles * w.panels * w.whole.channels * w.whole.taps * NR)
     if threads == 1 or units == 1:
@@ -225,12 +235,40 @@ cdef void run_all(Work* w, int threads, char* scratch) noexcept nogil:
         restore_denormals(mode)
 
 
-def workspace_bytes(cnp.ndarray passes, cnp.ndarray taps, int threads):
-    """Bytes that `conv` needs beside its operands."""
+cdef void pack_panels(const Work* w, const real* weight, real* to, int threads) noexcept nogil:
+    cdef const Geometry* g = &w.whole
+    cdef Py_ssize_t number
+    for number in prange(w.bundles * w.panels, num_threads=threads):
+        pack_panel(g, w.taps, weight, w.first_bundle + number // w.panels, w.first_panel + number % w.panels,
+                   to + number * g.channels * g.taps * NR)
+
+
+cdef void pack_and_run(Work* w, const real* weight, real* packed, int threads, char* scratch) noexcept nogil:
+    """As many weights at a time as the plan has room for."""
+    cdef Py_ssize_t panels = w.panels, bundles = w.bundles
+    w.weight = packed
+    while w.first_bundle < bundles_of(&w.whole):
+        w.bundles = smaller(bundles, bundles_of(&w.whole) - w.first_bundle)
+        w.first_panel = 0
+        while w.first_panel < panels_of(&w.whole):
+            w.panels = smaller(panels, panels_of(&w.whole) - w.first_panel)
+            pack_panels(w, weight, packed, threads)
+            run_all(w, threads, scratch)
+            w.first_panel += panels
+        w.first_bundle += bundles
+
+
+cdef Work work_of(cnp.ndarray passes, cnp.ndarray taps, bint prepared, int threads, Py_ssize_t pack_limit):
     cdef Work w
     cut(&w, <const Geometry*> cnp.PyArray_DATA(passes), cnp.PyArray_SIZE(passes),
-        <const Tap*> cnp.PyArray_DATA(taps), threads)
-    return table_bytes(&w.whole) + thread_bytes(&w) * threads + 64
+        <const Tap*> cnp.PyArray_DATA(taps), <Py_ssize_t> 1 << 62 if prepared else pack_limit, threads)
+    return w
+
+
+def workspace_bytes(cnp.ndarray passes, cnp.ndarray taps, bint prepared, int threads, Py_ssize_t pack_limit):
+    """Bytes that `conv` needs beside its operands."""
+    cdef Work w = work_of(passes, taps, prepared, threads, pack_limit)
+    return table_bytes(&w) + (0 if prepared else packed_bytes(&w)) + thread_bytes(&w) * threads + 64
 
 
 def packed_elements(cnp.ndarray passes):
@@ -239,24 +277,20 @@ def packed_elements(cnp.ndarray passes):
 
 
 def pack(cnp.ndarray passes, cnp.ndarray taps, cnp.ndarray weight, cnp.ndarray to, int threads):
-    """Weights -> `to`, in the order that `conv` reads."""
-    cdef Geometry g = join(<const Geometry*> cnp.PyArray_DATA(passes), cnp.PyArray_SIZE(passes))
-    cdef const Tap* tap = <const Tap*> cnp.PyArray_DATA(taps)
+    """Weights -> `to`, in the order that `conv` reads with prepared=True."""
+    cdef Work w = work_of(passes, taps, True, threads, 0)
     cdef const real* source = <const real*> cnp.PyArray_DATA(weight)
     cdef real* target = <real*> cnp.PyArray_DATA(to)
-    cdef Py_ssize_t panels = bundles_of(&g) * panels_of(&g), number
     with nogil:
-        for number in prange(panels, num_threads=threads):
-            pack_panel(&g, tap, source, number, target + number * g.channels * g.taps * NR)
+        pack_panels(&w, source, target, threads)
 
 
 def conv(cnp.ndarray passes, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray weight, bias, cnp.ndarray out,
-         cnp.ndarray workspace, int threads):
-    """All passes of the equation above over `out`, with packed weights; the plan has checked every argument."""
+         cnp.ndarray workspace, bint prepared, int threads, Py_ssize_t pack_limit):
+    """All passes of the equation above over `out`; the plan has checked every argument."""
+    cdef Work w = work_of(passes, taps, prepared, threads, pack_limit)
     cdef char* scratch = <char*> cnp.PyArray_DATA(workspace)
-    cdef Work w
-    cut(&w, <const Geometry*> cnp.PyArray_DATA(passes), cnp.PyArray_SIZE(passes),
-        <const Tap*> cnp.PyArray_DATA(taps), threads)
+    cdef real* packed
     w.input = <const real*> cnp.PyArray_DATA(input)
     w.weight = <const real*> cnp.PyArray_DATA(weight)
     w.bias = NULL
@@ -265,4 +299,11 @@ def conv(cnp.ndarray passes, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray we
     w.out = <real*> cnp.PyArray_DATA(out)
     scratch += -<Py_ssize_t> scratch & 63
     with nogil:
-        run_all(&w, threads, scratch)
+        list_live(&w, scratch)
+        scratch += table_bytes(&w)
+        if prepared:
+            run_all(&w, threads, scratch)
+        else:
+            packed = <real*> scratch
+            scratch += packed_bytes(&w)
+            pack_and_run(&w, w.weight, packed, threads, scratch)

@@ -1,17 +1,21 @@
 """Bands of blocked.pyx: as in gemm_band.pxd, with the groups that share lanes side by side.
 
     band[c, row, q, x, j] = in[group j, c, top + row, left + q + step * x]
+
+Phases q that no tap reads are left as they are.
 """
 
 from fastconv.kernels.gemm_band cimport Band, shape_band
 from fastconv.kernels.gemm_pack cimport ceil_div, fill_zero, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    VL, real, vec, veven, vload, vload_between, vodd, vstore, vzero, vzip_high, vzip_low,
+    VL, real, vec, veven, vload, vload_between, vodd, vstore, vthirds, vzero, vzip_high, vzip_low,
 )
 
 cdef enum:
     MOST_SHARED = 8
+    MOST_PHASES = 3  # of a step along a row that are told apart in registers
+    MANY = 30  # the bit that stands for phases from it on
     BLOCK = 8  # vectors of a row at a time
 
 
@@ -73,53 +77,59 @@ cdef inline void put(const int shared, vec* v, real* to) noexcept nogil:
         vstore(to + j * VL, v[j])
 
 
-cdef inline void fill_row(const int shared, const int phases, const Band* b, const Piece* pieces, Py_ssize_t x,
-                          const real* source, Py_ssize_t apart, Py_ssize_t groups, real* to) noexcept nogil:
-    """Elements x .. x + VL - 1 of each phase of a row of each of `groups` groups that lie `apart`.
+cdef inline void fill_row(const int shared, const int phases, const Band* b, int used, const Piece* pieces,
+                          Py_ssize_t x, const real* source, Py_ssize_t apart, Py_ssize_t groups,
+                          real* to) noexcept nogil:
+    """Elements x .. x + VL - 1 of each phase in `used` of a row of each of `groups` groups that lie `apart`.
 
     Lanes of groups that are not there hold zeros.
     """
-    cdef vec[2 * MOST_SHARED] v
-    cdef vec low, high
+    cdef vec[MOST_PHASES * MOST_SHARED] v
+    cdef vec[MOST_PHASES] part, split
     cdef Py_ssize_t q, size = b.length * shared
-    cdef int j
-    for q in range(b.phases if phases == 0 else 1):
-        for j in range(shared):
-            v[j] = v[MOST_SHARED + j] = vzero()
-            if shared > 1 and j >= groups:
-                continue
-            if phases == 0:
-                v[j] = load_phase(b, source + j * apart, q, x)
-            elif phases == 1:
-                v[j] = load_piece(source + j * apart, pieces)
-            else:
-                low = load_piece(source + j * apart, pieces)
-                high = load_piece(source + j * apart, pieces + 1)
-                v[j] = veven(low, high)
-                v[MOST_SHARED + j] = vodd(low, high)
-        put(shared, v, to + q * size + x * shared)
-        if phases == 2:
-            put(shared, v + MOST_SHARED, to + size + x * shared)
+    cdef int i, j
+    if phases == 0:
+        for q in range(b.phases):
+            if used >> smaller(q, MANY) & 1:
+                for j in range(shared):
+                    v[j] = load_phase(b, source + j * apart, q, x) if j < groups else vzero()
+                put(shared, v, to + q * size + x * shared)
+        return
+    for j in range(shared):
+        for i in range(phases):
+            part[i] = load_piece(source + j * apart, pieces + i) if shared == 1 or j < groups else vzero()
+        if phases == 1:
+            split[0] = part[0]
+        elif phases == 2:
+            split[0] = veven(part[0], part[1])
+            split[1] = vodd(part[0], part[1])
+        else:
+            vthirds(part[0], part[1], part[2], split)
+        for i in range(phases):
+            v[i * MOST_SHARED + j] = split[i]
+    for i in range(phases):
+        if used >> i & 1:
+            put(shared, v + i * MOST_SHARED, to + i * size + x * shared)
 
 
-cdef inline void fill_columns(const int shared, const int phases, const Geometry* g, const Band* b, Py_ssize_t groups,
-                              const real* image, Py_ssize_t first_row, Py_ssize_t used, Py_ssize_t begin,
-                              real* band) noexcept nogil:
+cdef inline void fill_columns(const int shared, const int phases, const Geometry* g, const Band* b, int used,
+                              Py_ssize_t groups, Py_ssize_t channels, const real* image, Py_ssize_t first_row,
+                              Py_ssize_t rows, Py_ssize_t begin, real* band) noexcept nogil:
     """Elements from `begin` on of all rows of all channels, BLOCK vectors; of a row beyond the image everything."""
-    cdef Py_ssize_t c, row, y, i, count = 0, size = b.phases * b.length * shared
+    cdef Py_ssize_t c, row, y, i, j, count = 0, size = b.phases * b.length * shared
     cdef Py_ssize_t[BLOCK] x
-    cdef Piece[2 * BLOCK] pieces
+    cdef Piece[MOST_PHASES * BLOCK] pieces
     while count < BLOCK and begin + count * VL < b.length:
         x[count] = larger(smaller(begin + count * VL, b.length - VL), 0)
-        pieces[2 * count] = piece_at(b, x[count] * b.phases)
-        pieces[2 * count + 1] = piece_at(b, x[count] * b.phases + VL)
+        for j in range(MOST_PHASES):
+            pieces[MOST_PHASES * count + j] = piece_at(b, x[count] * b.phases + j * VL)
         count += 1
-    for c in range(g.channels):
+    for c in range(channels):
         y = first_row * g.step[1] + b.top
-        for row in range(c * b.rows, c * b.rows + used):
+        for row in range(c * b.rows, c * b.rows + rows):
             if 0 <= y < g.in_size[1]:
                 for i in range(count):
-                    fill_row(shared, phases, b, pieces + 2 * i, x[i],
+                    fill_row(shared, phases, b, used, pieces + MOST_PHASES * i, x[i],
                              image + c * g.in_channel + y * g.in_axis[1] + b.first, g.in_group, groups,
                              band + row * size)
             elif begin == 0:
@@ -127,33 +137,38 @@ cdef inline void fill_columns(const int shared, const int phases, const Geometry
             y += 1
 
 
-cdef inline void fill_phases(const int shared, const int phases, const Geometry* g, const Band* b, Py_ssize_t groups,
-                             const real* image, Py_ssize_t first_row, Py_ssize_t used, real* band) noexcept nogil:
+cdef inline void fill_phases(const int shared, const int phases, const Geometry* g, const Band* b, int used,
+                             Py_ssize_t groups, Py_ssize_t channels, const real* image, Py_ssize_t first_row,
+                             Py_ssize_t rows, real* band) noexcept nogil:
     """The last vector of a phase begins early; a phase shorter than one runs on into what is written next."""
     cdef Py_ssize_t begin = 0
     while begin < b.length:
-        fill_columns(shared, phases, g, b, groups, image, first_row, used, begin, band)
+        fill_columns(shared, phases, g, b, used, groups, channels, image, first_row, rows, begin, band)
         begin += BLOCK * VL
 
 
-cdef inline void fill_sharing(const int shared, const Geometry* g, const Band* b, Py_ssize_t groups,
-                              const real* image, Py_ssize_t first_row, Py_ssize_t used, real* band) noexcept nogil:
+cdef inline void fill_sharing(const int shared, const Geometry* g, const Band* b, int used, Py_ssize_t groups,
+                              Py_ssize_t channels, const real* image, Py_ssize_t first_row, Py_ssize_t rows,
+                              real* band) noexcept nogil:
     if b.phases == 1:
-        fill_phases(shared, 1, g, b, groups, image, first_row, used, band)
+        fill_phases(shared, 1, g, b, used, groups, channels, image, first_row, rows, band)
     elif b.phases == 2:
-        fill_phases(shared, 2, g, b, groups, image, first_row, used, band)
+        fill_phases(shared, 2, g, b, used, groups, channels, image, first_row, rows, band)
+    elif b.phases == 3 and shared == 1:
+        fill_phases(shared, 3, g, b, used, groups, channels, image, first_row, rows, band)
     else:
-        fill_phases(shared, 0, g, b, groups, image, first_row, used, band)
+        fill_phases(shared, 0, g, b, used, groups, channels, image, first_row, rows, band)
 
 
-cdef inline void fill_band(int shared, const Geometry* g, const Band* b, Py_ssize_t groups, const real* image,
-                           Py_ssize_t first_row, Py_ssize_t used, real* band) noexcept nogil:
-    """All channels of `groups` groups from `image` on: the input rows of the output rows from first_row on."""
+cdef inline void fill_band(int shared, const Geometry* g, const Band* b, int used, Py_ssize_t groups,
+                           Py_ssize_t channels, const real* image, Py_ssize_t first_row, Py_ssize_t rows,
+                           real* band) noexcept nogil:
+    """Some channels of `groups` groups from `image` on: `rows` input rows, from that of the output row first_row on."""
     if shared == 1:
-        fill_sharing(1, g, b, groups, image, first_row, used, band)
+        fill_sharing(1, g, b, used, groups, channels, image, first_row, rows, band)
     elif shared == 2:
-        fill_sharing(2, g, b, groups, image, first_row, used, band)
+        fill_sharing(2, g, b, used, groups, channels, image, first_row, rows, band)
     elif shared == 4:
-        fill_sharing(4, g, b, groups, image, first_row, used, band)
+        fill_sharing(4, g, b, used, groups, channels, image, first_row, rows, band)
     else:
-        fill_sharing(MOST_SHARED, g, b, groups, image, first_row, used, band)
+        fill_sharing(MOST_SHARED, g, b, used, groups, channels, image, first_row, rows, band)

@@ -1,7 +1,7 @@
 """Weights of blocked.pyx: panels of NR output channels, packed[bundle, panel, c, t, lane]."""
 
-from fastconv.kernels.blocked_work cimport panels_of, sharing
-from fastconv.kernels.gemm_pack cimport in_order, larger, smaller
+from fastconv.kernels.blocked_work cimport sharing
+from fastconv.kernels.gemm_pack cimport larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport NR, VL, real, vec, vload_first, vstore, vtranspose
 
@@ -49,16 +49,17 @@ cdef inline void pack_lanes(const Geometry* g, const Tap* taps, const Rows* rows
         first += VL
 
 
-cdef inline void pack_panel(const Geometry* g, const Tap* taps, const real* weight, Py_ssize_t number,
-                            real* to) noexcept nogil:
+cdef inline void pack_panel(const Geometry* g, const Tap* taps, const real* weight, Py_ssize_t bundle,
+                            Py_ssize_t panel, real* to) noexcept nogil:
     cdef Rows rows
-    cdef bint along = in_order(g, taps)
-    cdef Py_ssize_t volume = 0, vector, c, t, panels = panels_of(g)
+    cdef bint along = g.weight_channel == g.taps
+    cdef Py_ssize_t volume = 0, vector, c, t
     for t in range(g.taps):
         volume = larger(volume, taps[t].weight + 1)
+        along = along and taps[t].weight == t
     if along:
         volume *= g.channels
     for vector in range(NR // VL):
-        rows = rows_of(g, weight, number // panels, number % panels * NR + vector * VL, volume)
+        rows = rows_of(g, weight, bundle, panel * NR + vector * VL, volume)
         for c in range(1 if along else g.channels):
             pack_lanes(g, taps, &rows, along, c * g.weight_channel, to + c * g.taps * NR + vector * VL)

@@ -12,7 +12,7 @@ from fastconv.kernels.simd cimport (
 )
 
 
-# A tap that meets the input: elements from a tile's first pixel, and from a panel's first weight.
+# A tap: elements from a tile's first pixel, and from a panel's first weight.
 cdef struct Live:
     Py_ssize_t at
     Py_ssize_t weight
@@ -26,9 +26,12 @@ cdef struct Spot:
     const real* weight
     Py_ssize_t weight_channel
     Py_ssize_t channels
-    const Live* live
-    Py_ssize_t taps              # that are live
-    const real* start            # of each lane, or NULL
+    const Live* live             # the taps that meet the input: runs of so many, ...
+    Py_ssize_t runs
+    Py_ssize_t run
+    Py_ssize_t apart             # ... and from one to the next
+    bint resumes                 # from `sums`, or else ...
+    const real* start            # ... from a value for each lane, or zero if it is NULL
     bint relu
     real* sums                   # [pixel][NR]
 
@@ -46,20 +49,29 @@ cdef inline void multiply(const int pixels, const int vectors, const int shared,
 cdef inline void tile(const int pixels, const int vectors, const int shared, const Spot* s) noexcept nogil:
     cdef vec[MR * NV] acc
     cdef vec[NV] row
-    cdef Py_ssize_t _c, t
+    cdef Py_ssize_t _c, _r, t
     cdef int i, j
+    cdef const Live* live
     cdef const real* band = s.band
     cdef const real* second = s.band + s.half
     cdef const real* weight = s.weight
-    for i in range(pixels):
-        for j in range(vectors):
-            acc[i * vectors + j] = vload(s.start + j * VL) if s.start != NULL else vzero()
-    for _c in range(s.channels):
-        for t in range(s.taps):
+    if s.resumes:
+        for i in range(pixels):
             for j in range(vectors):
-                row[j] = vload(weight + s.live[t].weight + j * VL)
-            multiply(pixels // 2, vectors, shared, acc, band + s.live[t].at, row)
-            multiply(pixels // 2, vectors, shared, acc + pixels // 2 * vectors, second + s.live[t].at, row)
+                acc[i * vectors + j] = vload(s.sums + i * NR + j * VL)
+    else:
+        for i in range(pixels):
+            for j in range(vectors):
+                acc[i * vectors + j] = vload(s.start + j * VL) if s.start != NULL else vzero()
+    for _c in range(s.channels):
+        live = s.live
+        for _r in range(s.runs):
+            for t in range(s.run):
+                for j in range(vectors):
+                    row[j] = vload(weight + live[t].weight + j * VL)
+                multiply(pixels // 2, vectors, shared, acc, band + live[t].at, row)
+                multiply(pixels // 2, vectors, shared, acc + pixels // 2 * vectors, second + live[t].at, row)
+            live += s.apart
         band += s.band_channel
         second += s.band_channel
         weight += s.weight_channel

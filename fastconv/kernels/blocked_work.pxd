@@ -4,8 +4,8 @@ All passes of an input gradient (one for each phase of the stride) read the same
 after the other in the panels.
 """
 
-from fastconv.kernels.blocked_band cimport MOST_SHARED, shape
-from fastconv.kernels.blocked_tile cimport Live
+from fastconv.kernels.blocked_band cimport MANY, shape
+from fastconv.kernels.blocked_tile cimport Live, Spot
 from fastconv.kernels.gemm_band cimport Band
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
@@ -13,6 +13,8 @@ from fastconv.kernels.simd cimport MR, NR, VL, real
 
 cdef enum:
     BAND_BYTES = 256 << 10
+    PANEL_BYTES = 64 << 10  # of a block of the depth
+    SUMS_BYTES = 512 << 10  # between blocks of the depth
     UNITS = 4  # for each thread, at least, where there are rows enough
 
 
@@ -27,11 +29,17 @@ cdef struct Work:
     real* out
     bint skips                   # taps in the padding: all weights are finite
     int shared                   # groups in the lanes of a panel
-    Py_ssize_t bundles           # of groups that share
-    Py_ssize_t panels            # of output channels of a bundle
+    Py_ssize_t first_bundle      # of groups that share: those whose weights are packed, ...
+    Py_ssize_t bundles
+    Py_ssize_t first_panel       # ... and of the output channels of each
+    Py_ssize_t panels
     Py_ssize_t rows              # of outputs of a band
     Py_ssize_t bands             # of an image
     Py_ssize_t parts             # spans of panels
+    Py_ssize_t channels          # of a block of the depth
+    Py_ssize_t blocks            # of the depth
+    Py_ssize_t tiles             # of a row of outputs, at most
+    int phases                   # that taps read: bit q for phase q
     Py_ssize_t[NR] lanes         # from the first output of a panel to that of each lane
     Band band
     Live* live                   # of all taps
@@ -49,9 +57,9 @@ cdef inline Geometry join(const Geometry* passes, Py_ssize_t count) noexcept nog
 
 
 cdef inline int sharing(const Geometry* g) noexcept nogil:
-    """A power of two of groups, as many as two vectors hold."""
+    """A power of two of groups, as many as two vectors hold; `vrepeat` takes 32 bytes of them."""
     cdef int shared = 1
-    while shared < MOST_SHARED and shared < VL and 2 * shared * g.rows <= NR and 2 * shared <= g.groups:
+    while 2 * shared * <Py_ssize_t> sizeof(real) <= 32 and shared < VL and 2 * shared * g.rows <= NR and 2 * shared <= g.groups:
         shared *= 2
     return shared
 
@@ -64,23 +72,37 @@ cdef inline Py_ssize_t bundles_of(const Geometry* g) noexcept nogil:
     return ceil_div(g.groups, sharing(g))
 
 
-cdef inline Py_ssize_t band_elements(const Geometry* g, const Band* b) noexcept nogil:
-    """And as many as a tile may read beyond."""
-    return (g.channels * b.rows * b.phases * b.length + MR + VL) * sharing(g)
+cdef inline Py_ssize_t aligned(Py_ssize_t elements) noexcept nogil:
+    """Their bytes, in whole lines."""
+    return ceil_div(elements * <Py_ssize_t> sizeof(real), 64) * 64
 
 
-cdef inline Py_ssize_t rows_within(const Geometry* g, const Tap* taps, Py_ssize_t limit) noexcept nogil:
-    """Rows of outputs of a band of at most `limit` bytes; at least one."""
-    cdef Py_ssize_t rows = g.out_size[1]
-    cdef Band band = shape(g, taps, rows)
-    while rows > 1 and band_elements(g, &band) * <Py_ssize_t> sizeof(real) > limit:
-        rows = ceil_div(rows, 2)
-        band = shape(g, taps, rows)
-    return rows
+cdef inline Py_ssize_t band_bytes(const Work* w) noexcept nogil:
+    """Of one block of the depth, with as many elements as a tile may read beyond."""
+    return aligned((w.channels * w.band.rows * w.band.phases * w.band.length + MR + VL) * w.shared)
 
 
-cdef inline void cut(Work* w, const Geometry* passes, Py_ssize_t count, const Tap* taps, int threads) noexcept nogil:
-    """Bands as high as the cache allows, and as many units as keep threads busy alike."""
+cdef inline Py_ssize_t sums_bytes(const Work* w) noexcept nogil:
+    """Of a unit: [panel][pass][row][tile][MR][NR], with as many as a transposition reads beyond."""
+    if w.blocks == 1:
+        return 0
+    return aligned((ceil_div(w.panels, w.parts) * w.count * w.rows * w.tiles * MR + 2 * VL) * NR)
+
+
+cdef inline bint fits(const Work* w) noexcept nogil:
+    return band_bytes(w) <= BAND_BYTES and sums_bytes(w) <= SUMS_BYTES
+
+
+cdef inline Py_ssize_t panel_bytes(const Geometry* g) noexcept nogil:
+    return g.channels * g.taps * NR * <Py_ssize_t> sizeof(real)
+
+
+cdef inline void cut(Work* w, const Geometry* passes, Py_ssize_t count, const Tap* taps, Py_ssize_t limit,
+                     int threads) noexcept nogil:
+    """Bands as high as the cache allows, and as many units as keep threads busy alike.
+
+    Weights are packed for as many panels and bundles at a time as `limit` bytes hold.
+    """
     cdef Py_ssize_t units, lane
     cdef const Geometry* g = &w.whole
     w.passes = passes
@@ -88,30 +110,46 @@ cdef inline void cut(Work* w, const Geometry* passes, Py_ssize_t count, const Ta
     w.taps = taps
     w.whole = join(passes, count)
     w.shared = sharing(g)
-    w.bundles = bundles_of(g)
-    w.panels = panels_of(g)
+    w.first_bundle = w.first_panel = 0
+    w.panels = smaller(larger(limit // larger(panel_bytes(g), 1), 1), panels_of(g))
+    w.bundles = 1
+    if w.panels == panels_of(g):
+        w.bundles = smaller(larger(limit // larger(w.panels * panel_bytes(g), 1), 1), bundles_of(g))
     w.parts = 1
     for lane in range(NR):
         w.lanes[lane] = lane % w.shared * g.out_group + lane // w.shared * g.out_row
-    w.rows = rows_within(g, taps, BAND_BYTES)
+    w.tiles = ceil_div(g.out_size[2], MR)
+    w.blocks = smaller(larger((panel_bytes(g) + PANEL_BYTES // 2) // PANEL_BYTES, 1), g.channels)
+    w.channels = ceil_div(g.channels, w.blocks)
+    w.blocks = ceil_div(g.channels, w.channels)
+    w.rows = g.out_size[1]
+    w.band = shape(g, taps, w.rows)
     units = w.bundles * g.batch
-    if threads > 1:
-        while w.rows > 1 and units * ceil_div(g.out_size[1], w.rows) < UNITS * threads:
-            w.rows = ceil_div(w.rows, 2)
+    while w.rows > 1 and (not fits(w) or (threads > 1 and units * ceil_div(g.out_size[1], w.rows) < UNITS * threads)):
+        w.rows = ceil_div(w.rows, 2)
+        w.band = shape(g, taps, w.rows)
     w.bands = ceil_div(g.out_size[1], w.rows)
     w.rows = ceil_div(g.out_size[1], w.bands)
     w.band = shape(g, taps, w.rows)
     if threads > 1 and units * w.bands < threads:
         w.parts = smaller(w.panels, threads)
+    w.phases = 0
+    for lane in range(g.taps):
+        w.phases |= 1 << smaller((taps[lane].offset[2] - w.band.left) % w.band.phases, MANY)
 
 
-cdef inline Py_ssize_t table_bytes(const Geometry* g) noexcept nogil:
-    return ceil_div(g.taps * <Py_ssize_t> sizeof(Live), 64) * 64
+cdef inline Py_ssize_t table_bytes(const Work* w) noexcept nogil:
+    return ceil_div(w.whole.taps * <Py_ssize_t> sizeof(Live), 64) * 64
+
+
+cdef inline Py_ssize_t packed_bytes(const Work* w) noexcept nogil:
+    """Of the weights that are packed at a time."""
+    return w.bundles * w.panels * aligned(w.whole.channels * w.whole.taps * NR)
 
 
 cdef inline Py_ssize_t thread_bytes(const Work* w) noexcept nogil:
-    """A band, and the live taps of a tile."""
-    return (ceil_div(band_elements(&w.whole, &w.band) * <Py_ssize_t> sizeof(real), 64) * 64 + table_bytes(&w.whole))
+    """A band and waiting sums."""
+    return band_bytes(w) + sums_bytes(w)
 
 
 cdef inline void list_live(Work* w, char* memory) noexcept nogil:
@@ -125,15 +163,39 @@ cdef inline void list_live(Work* w, char* memory) noexcept nogil:
         w.live[t].weight = t * NR
 
 
-cdef inline Py_ssize_t pick_live(const Work* w, const Geometry* g, Py_ssize_t first_tap, Py_ssize_t row,
-                                 Py_ssize_t last_row, Py_ssize_t x, Py_ssize_t last, Live* to) noexcept nogil:
-    """The taps of a pass that meet the input from outputs of these rows and columns, and their number."""
-    cdef Py_ssize_t t, count = 0
-    cdef const Py_ssize_t* offset
-    for t in range(first_tap, first_tap + g.taps):
-        offset = w.taps[t].offset
-        if (last_row * g.step[1] + offset[1] >= 0 and row * g.step[1] + offset[1] < g.in_size[1]
-                and last * g.step[2] + offset[2] >= 0 and x * g.step[2] + offset[2] < g.in_size[2]):
-            to[count] = w.live[t]
-            count += 1
-    return count
+cdef inline bint meets(Py_ssize_t offset, Py_ssize_t step, Py_ssize_t first, Py_ssize_t last,
+                       Py_ssize_t size) noexcept nogil:
+    return last * step + offset >= 0 and first * step + offset < size
+
+
+cdef inline void aim_at_taps(const Work* w, const Geometry* g, Py_ssize_t first_tap, Py_ssize_t row,
+                             Py_ssize_t last_row, Py_ssize_t x, Py_ssize_t last, Spot* s) noexcept nogil:
+    """The taps of a pass, without those that meet nothing but the padding from outputs of these rows and columns.
+
+    They are a grid, whose offsets rise or fall along either axis.
+    """
+    cdef const Tap* taps = w.taps + first_tap
+    cdef Py_ssize_t across = 1, begin = 0, end, top = 0, bottom = g.taps
+    s.live = w.live + first_tap
+    s.runs = 1
+    s.run = s.apart = g.taps
+    if not w.skips:
+        return
+    while across < g.taps and taps[across].offset[1] == taps[0].offset[1]:
+        across += 1
+    end = across
+    while begin < end and not meets(taps[begin].offset[2], g.step[2], x, last, g.in_size[2]):
+        begin += 1
+    while end > begin and not meets(taps[end - 1].offset[2], g.step[2], x, last, g.in_size[2]):
+        end -= 1
+    while top < bottom and not meets(taps[top].offset[1], g.step[1], row, last_row, g.in_size[1]):
+        top += across
+    while bottom > top and not meets(taps[bottom - across].offset[1], g.step[1], row, last_row, g.in_size[1]):
+        bottom -= across
+    s.live += top + begin
+    s.run = end - begin
+    s.runs = (bottom - top) // across
+    s.apart = across
+    if s.run == across:
+        s.run *= s.runs
+        s.runs = 1
