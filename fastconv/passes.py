@@ -218,6 +218,17 @@ def _share_in_padding(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any
     return float(np.mean((rows < 0) | (rows >= geometry["in_size"][axis])))
 
 
+def padding_shares(p: ConvProblem) -> tuple[float, ...]:
+    """Along each axis, the share of pairs of an output and a tap that meets the padding."""
+    shares = []
+    for axis, (before, _) in enumerate(p.pads):
+        at = np.add.outer(
+            np.arange(p.out_size[axis]) * p.stride[axis], np.arange(p.kernel[axis]) * p.dilation[axis] - before
+        )
+        shares.append(float(np.mean((at < 0) | (at >= p.in_size[axis]))) if at.size else 0.0)
+    return tuple(shares)
+
+
 def skip_padding(step: Pass) -> Pass:
     """The pass for a kernel that leaves taps out along both axes."""
     geometry = step.geometry.copy()

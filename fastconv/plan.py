@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import winograd
+from fastconv import blocked, winograd
 from fastconv.engine import forget_on_change, load
 from fastconv.passes import (
     PACK_LIMIT,
@@ -233,7 +233,7 @@ def _choose_for_image(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[str, str]:
 def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
     algorithm, reason = _choose_direct(problem, direction, prepared, dtype)
-    if algorithm in ("gemm", "shifted") and find("conv", direction, winograd.ALGORITHMS[0]).supports(problem):
+    if algorithm in ("gemm", "shifted", "blocked") and find("conv", direction, winograd.ALGORITHMS[0]).supports(problem):
         return winograd.choose(problem, direction, prepared, dtype) or (algorithm, reason)
     return algorithm, reason
 
@@ -269,6 +269,12 @@ def _choose_direct(
         and channels_fill_vectors(problem, direction, dtype)
     ):
         return "gemm_small", "few pixels: output channels fill the vectors"
+    if (
+        direction != "weight_grad"
+        and find("conv", direction, "blocked").supports(problem)
+        and blocked.gain(problem, direction, dtype) >= 1
+    ):
+        return "blocked", "output channels fill the vectors, pixels are broadcast"
     return "gemm", "the general form"
 
 

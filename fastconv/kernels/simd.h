@@ -118,9 +118,17 @@ static inline __attribute__((always_inline)) vec vrepeat(const real *p, const in
     if (bytes == 16) return (vec)_mm512_broadcast_f32x4(_mm_loadu_ps((const float *)p));
     return (vec)_mm512_broadcast_f32x8(_mm256_loadu_ps((const float *)p));
 #else
+    if (bytes == (int)sizeof(vec)) return vload(p);
+#if defined(__AVX2__) && !defined(FC_WIDE)
+    if (bytes == 16) return (vec)_mm256_broadcast_ps((const __m128 *)p);
+    return (vec)_mm256_broadcast_sd((const double *)p);
+#elif defined(__SSE2__) && !defined(FC_WIDE)
+    return (vec)_mm_load1_pd((const double *)p);
+#else
     vec v;
     for (int i = 0; i < VL; i += count) memcpy((real *)&v + i, p, (size_t)bytes);
     return v;
+#endif
 #endif
 }
 static inline vec vadd(vec a, vec b) { return a + b; }
