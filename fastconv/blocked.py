@@ -11,21 +11,22 @@ from fastconv.engine import load
 from fastconv.passes import padding_shares
 from fastconv.problem import ConvProblem
 
-# Factors fitted to times of both on one thread: 2 to 256 channels a group on maps of 7 to 56 pixels, and the grid of
-# bench/cliffs.py, AVX-512 and AVX2, float32. Of the former, 5% of the choices are more than 5% slower than the other.
+# Factors fitted to times of both on one thread: 2 to 256 channels a group on maps of 7 to 56 pixels, and the
+# grid of bench/cliffs.py, AVX-512 and AVX2, float32.
 LARGE_TILE = 12  # pixels
 TALL, LOW = 0.97, 0.87  # where lanes are as busy, with a large tile (AVX-512) and with a smaller one (AVX2)
-STEPS = {"forward": 1.15, "input_grad": 1.35}  # steps between pixels: panels are filled tap by tap, phase by phase
+STEPS = {"forward": 1.15, "input_grad": 1.35}  # steps between pixels: panels are filled tap by tap
 HALVES = 0.93  # of the speed of whole vectors
 SKIPPED = 0.8  # of the products with columns of the padding
 LEAST_DEPTH = 64  # of a single group: with less the transposition of results shows
+REPEATED = 32  # bytes that `vrepeat` loads
 FULL = 0.95  # and the least share of lanes that its filters fill
 
 
 def _evenly(count: int, most: int) -> float:
-    """How much of its tiles a row fills, cut into even parts of at most `most`, each of them of two halves."""
+    """How much of its tiles a row fills, cut into even parts of at most `most`, each of two halves."""
     tiles = -(-count // most)
-    cut = [(i + 1) * count // tiles - i * count // tiles for i in range(tiles)]
+    cut: list[int] = [(i + 1) * count // tiles - i * count // tiles for i in range(tiles)]
     return count / sum(part + part % 2 for part in cut)
 
 
@@ -33,11 +34,10 @@ def lanes_used(rows: int, groups: int, dtype: np.dtype[Any]) -> float:
     """The share of lanes that the output channels of a group fill, or those of groups that share them."""
     _, panel, vector = load(dtype).machine.tile()
     shared = 1
-    while 2 * shared * rows <= panel and 2 * shared * dtype.itemsize <= 32 and shared < vector and 2 * shared <= groups:
+    while 2 * shared * rows <= panel and 2 * shared <= min(groups, vector, REPEATED // dtype.itemsize):
         shared *= 2
-    if shared > 1:
-        return shared * rows / panel
-    return rows / (-(-rows // vector) * vector)
+    lanes: int = panel if shared > 1 else -(-rows // vector) * vector
+    return shared * rows / lanes
 
 
 def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
@@ -51,10 +51,15 @@ def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
         width = -(-problem.in_size[-1] // problem.stride[-1])
     used = lanes_used(rows, problem.groups, dtype)
     alone = problem.groups == 1
-    if 0 in (width, rows, depth) or prod(problem.kernel) == 1 or (alone and (depth < LEAST_DEPTH or used < FULL)):
+    if 0 in (width, rows, depth) or prod(problem.kernel) == 1:
         return 0.0
-    busy = width / (-(-width // vector) * vector)
+    if alone and (depth < LEAST_DEPTH or used < FULL):
+        return 0.0
+    busy: float = width / (-(-width // vector) * vector)
     if machine.has_halves():
         busy = max(busy, HALVES * width / (-(-width // (vector // 2)) * (vector // 2)))
-    factor = (TALL if tile >= LARGE_TILE else LOW) * (STEPS[direction] if max(problem.stride) > 1 else 1)
-    return factor * used * _evenly(width, tile) / busy * (1 + SKIPPED * padding_shares(problem)[-1])
+    factor: float = (TALL if tile >= LARGE_TILE else LOW) * (
+        STEPS[direction] if max(problem.stride) > 1 else 1
+    )
+    left_out = 1 + SKIPPED * padding_shares(problem)[-1]
+    return factor * used * _evenly(width, tile) / busy * left_out

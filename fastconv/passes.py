@@ -222,9 +222,8 @@ def padding_shares(p: ConvProblem) -> tuple[float, ...]:
     """Along each axis, the share of pairs of an output and a tap that meets the padding."""
     shares = []
     for axis, (before, _) in enumerate(p.pads):
-        at = np.add.outer(
-            np.arange(p.out_size[axis]) * p.stride[axis], np.arange(p.kernel[axis]) * p.dilation[axis] - before
-        )
+        taps = np.arange(p.kernel[axis]) * p.dilation[axis] - before
+        at = np.add.outer(np.arange(p.out_size[axis]) * p.stride[axis], taps)
         shares.append(float(np.mean((at < 0) | (at >= p.in_size[axis]))) if at.size else 0.0)
     return tuple(shares)
 

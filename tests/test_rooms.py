@@ -18,7 +18,7 @@ ROOMS = (
     ("conv", "pool", "dense", "resample", "unfold"),
     ("calls",),
     ("plan",),
-    ("winograd",),
+    ("winograd", "blocked"),
     ("passes",),
     ("registry",),
     ("threads", "workspace"),

@@ -116,7 +116,7 @@ cdef void store_scattered(const Work* w, const real* sums, Py_ssize_t pixels, co
 cdef void run_panel(const Work* w, const Unit* u, const Panel* p, Store store, Spot* s, real* waiting) noexcept nogil:
     """One panel against the rows of a band, two at a time where maps are narrow."""
     cdef const Geometry* g = p.g
-    cdef real[2 * VL * NR] sums
+    cdef real[(MR + 2 * VL) * NR] sums
     cdef Py_ssize_t y = 0, x, last, number, lane
     cdef Py_ssize_t line = g.step[1] * w.band.phases * w.band.length * w.shared
     cdef Py_ssize_t rows = smaller(u.rows, g.out_size[1] - u.row)

@@ -59,7 +59,8 @@ cdef inline Geometry join(const Geometry* passes, Py_ssize_t count) noexcept nog
 cdef inline int sharing(const Geometry* g) noexcept nogil:
     """A power of two of groups, as many as two vectors hold; `vrepeat` takes 32 bytes of them."""
     cdef int shared = 1
-    while 2 * shared * <Py_ssize_t> sizeof(real) <= 32 and shared < VL and 2 * shared * g.rows <= NR and 2 * shared <= g.groups:
+    cdef Py_ssize_t most = smaller(g.groups, smaller(VL, 32 // <Py_ssize_t> sizeof(real)))
+    while 2 * shared * g.rows <= NR and 2 * shared <= most:
         shared *= 2
     return shared
 
@@ -119,13 +120,14 @@ cdef inline void cut(Work* w, const Geometry* passes, Py_ssize_t count, const Ta
     for lane in range(NR):
         w.lanes[lane] = lane % w.shared * g.out_group + lane // w.shared * g.out_row
     w.tiles = ceil_div(g.out_size[2], MR)
-    w.blocks = smaller(larger((panel_bytes(g) + PANEL_BYTES // 2) // PANEL_BYTES, 1), g.channels)
+    w.blocks = smaller(larger((panel_bytes(g) + PANEL_BYTES // 2) // PANEL_BYTES, 1), larger(g.channels, 1))
     w.channels = ceil_div(g.channels, w.blocks)
     w.blocks = ceil_div(g.channels, w.channels)
     w.rows = g.out_size[1]
     w.band = shape(g, taps, w.rows)
     units = w.bundles * g.batch
-    while w.rows > 1 and (not fits(w) or (threads > 1 and units * ceil_div(g.out_size[1], w.rows) < UNITS * threads)):
+    while w.rows > 1 and (not fits(w) or (threads > 1
+                                          and units * ceil_div(g.out_size[1], w.rows) < UNITS * threads)):
         w.rows = ceil_div(w.rows, 2)
         w.band = shape(g, taps, w.rows)
     w.bands = ceil_div(g.out_size[1], w.rows)

@@ -1,0 +1,41 @@
+"""Output channels in the lanes, "blocked" against "gemm": groups and steps, prepared; input gradients."""
+
+import pytest
+
+import fastconv
+from bench.peers.fastconv_plain import window_arguments
+from bench.shapes import FORWARD, INPUT_GRAD, WEIGHT_GRAD
+
+LAYERS = (
+    "resnext50_32x4d/conv3_3x3_256_28",
+    "resnext50_32x4d/conv5_3x3_1024_14_stride2",
+    "resnet50/conv4_3x3_256_256_28_stride2",
+)
+every_layer = pytest.mark.parametrize("layer", LAYERS)
+both = pytest.mark.parametrize("algorithm", ["gemm", "blocked"])
+
+
+@every_layer
+@both
+def bench_forward_prepared(benchmark, operands, layer, algorithm):
+    case, arrays = operands(layer, FORWARD)
+    operation = fastconv.prepare_conv2d(arrays.weight, algorithm=algorithm, **window_arguments(case.layer))
+    benchmark(operation, arrays.input)
+
+
+@every_layer
+@both
+def bench_input_grad(benchmark, operands, layer, algorithm):
+    case, arrays = operands(layer, INPUT_GRAD)
+    shape, gradient = case.layer.input_shape(case.batch), fastconv.conv2d_input_grad
+    options = {"algorithm": algorithm, **window_arguments(case.layer)}
+    benchmark(gradient, shape, arrays.weight, arrays.grad_output, **options)
+
+
+@every_layer
+def bench_weight_grad(benchmark, operands, layer):
+    """The kernel of "shifted"."""
+    case, arrays = operands(layer, WEIGHT_GRAD)
+    gradient, shape = fastconv.conv2d_weight_grad, case.layer.weight_shape
+    options = {"algorithm": "blocked", **window_arguments(case.layer)}
+    benchmark(gradient, arrays.input, shape, arrays.grad_output, **options)

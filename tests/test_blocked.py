@@ -1,0 +1,167 @@
+"""Output channels in the lanes, pixels broadcast ("blocked"): shared lanes, steps, long windows."""
+
+import numpy as np
+import pytest
+from conftest import case, check, compute, identical, operands
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastconv
+from fastconv import blocked, calls, engine, plan
+from fastconv.problem import conv_problem
+from fastconv.testing import gradcheck
+
+PROBLEMS = [
+    # Groups that share lanes: 8, 4, 2 and 1 of them, and bundles that are not full.
+    case((1, 36, 14, 14), (36, 4, 3, 3), padding=1, groups=9),
+    case((2, 40, 9, 11), (40, 8, 3, 3), padding=1, groups=5),
+    case((1, 48, 7, 7), (48, 16, 3, 3), padding=1, groups=3),
+    case((1, 64, 7, 7), (64, 32, 3, 3), padding=1, groups=2),
+    case((1, 15, 8, 10), (6, 5, 2, 3), groups=3),
+    # Steps: phases told apart in pairs, in threes, one by one; those that no tap reads.
+    case((1, 20, 15, 17), (35, 20, 3, 3), stride=2, padding=1),
+    case((1, 12, 16, 50), (33, 12, 4, 5), stride=3, padding=2),
+    case((1, 5, 23, 31), (17, 5, 3, 3), stride=(2, 5), padding=3),
+    case((2, 6, 19, 18), (32, 6, 3, 3), stride=2, dilation=2, padding=2),
+    case((1, 32, 12, 13), (32, 4, 1, 1), stride=2, groups=8),
+    # Windows that lie in the padding for the most part; more padding on one side; nothing but padding.
+    case((1, 4, 20, 40), (32, 4, 9, 11), dilation=3, padding=(12, 15)),
+    case((1, 3, 6, 5), (9, 3, 3, 3), padding=((0, 7), (6, 0))),
+    # Rows of one pixel, of less than half a tile, of several tiles; one row.
+    case((3, 8, 9, 1), (40, 8, 3, 1), padding=(1, 0)),
+    case((1, 8, 5, 3), (40, 8, 3, 3), padding=1),
+    case((1, 8, 3, 130), (16, 8, 3, 5), padding=(1, 2)),
+    case((2, 8, 1, 37), (24, 8, 1, 5), stride=(1, 2), padding=(0, 2)),
+    # Several blocks of the depth, and panels.
+    case((1, 150, 6, 6), (70, 150, 3, 3), padding=1),
+    case((1, 70, 9, 9), (40, 70, 5, 5), stride=2, padding=2),
+]
+every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+
+
+@every_problem
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_agrees_with_the_definition(problem, direction, isa, dtype):
+    check(direction, operands(problem, dtype), "blocked")
+
+
+@every_problem
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+def test_same_bits_on_any_number_of_threads(problem, direction, isa, dtype):
+    data = operands(problem, dtype)
+    with fastconv.threads(1):
+        want = compute(direction, data, "blocked")
+    for threads in (2, 3, 5):
+        with fastconv.threads(threads):
+            assert identical(compute(direction, data, "blocked"), want)
+
+
+@every_problem
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_prepared(problem, activation, isa, dtype):
+    data = operands(problem, dtype)
+    options = {**problem.options, "activation": activation, "algorithm": "blocked"}
+    for bias in (data.bias, None):
+        want = fastconv.conv2d(data.input, data.weight, bias, **options)
+        assert identical(fastconv.prepare_conv2d(data.weight, bias, **options)(data.input), want)
+
+
+@pytest.mark.parametrize("limit", [1, 40_000])
+@pytest.mark.parametrize("problem", [PROBLEMS[0], PROBLEMS[2], PROBLEMS[-2]], ids=str)
+def test_weights_packed_in_parts(problem, limit, isa, dtype, monkeypatch):
+    data = operands(problem, dtype)
+    want = [compute(direction, data, "blocked") for direction in ("forward", "input_grad")]
+    engine.forget()
+    monkeypatch.setattr(calls, "PACK_LIMIT", limit)
+    monkeypatch.setattr(plan, "PACK_LIMIT", limit)
+    got = [compute(direction, data, "blocked") for direction in ("forward", "input_grad")]
+    engine.forget()
+    assert all(map(identical, got, want))
+
+
+@st.composite
+def problems(draw):
+    groups, channels, filters = draw(st.integers(1, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 40))
+    kernel, stride, dilation, padding = (
+        (draw(st.integers(low, high)), draw(st.integers(low, high)))
+        for low, high in ((1, 5), (1, 5), (1, 3), (0, 6))
+    )
+    least = [max(d * (k - 1) + 1 - 2 * p, 1) for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    size = tuple(draw(st.integers(low, low + 30)) for low in least)
+    options = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
+    shape = (draw(st.integers(1, 3)), groups * channels, *size)
+    return case(shape, (groups * filters, channels, *kernel), **options)
+
+
+@given(
+    problem=problems(),
+    direction=st.sampled_from(("forward", "input_grad")),
+    isa=st.sampled_from(engine.loadable()),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=200)
+def test_any_problem(problem, direction, isa, dtype, threads):
+    with engine.forced(isa), fastconv.threads(threads):
+        check(direction, operands(problem, dtype), "blocked")
+
+
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[5], PROBLEMS[11]], ids=str)
+def test_gradcheck(problem, isa):
+    data = operands(problem, np.float64)
+    options = {**problem.options, "algorithm": "blocked"}
+
+    def forward(x):
+        return fastconv.conv2d(x, data.weight, **options)
+
+    def backward(grad, x):
+        return (fastconv.conv2d_input_grad(x.shape, data.weight, grad, **options),)
+
+    assert gradcheck(forward, (data.input,), backward, max_elements=40, names=("input",))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("problem", [PROBLEMS[1], PROBLEMS[5], PROBLEMS[10]], ids=str)
+def test_special_values(problem, value, isa, dtype):
+    """As "direct" has it: zeros of the padding take part, and no lane hears of another."""
+    for which, place in (("input", (0, 1, 0, 0)), ("input", (0, -1, -1, 2)), ("weight", (1, 0, 1, 1)),
+                         ("weight", (-1, -1, 0, 0))):  # fmt: skip
+        data = operands(problem, dtype)
+        getattr(data, which)[place] = value
+        got, want = (compute("forward", data, name) for name in ("blocked", "gemm"))
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+        np.testing.assert_array_equal(got[np.isinf(want)], want[np.isinf(want)])
+        finite = np.isfinite(want)
+        np.testing.assert_allclose(got[finite], want[finite], rtol=0, atol=1e4 * np.finfo(dtype).eps)
+
+
+# When it is chosen
+
+
+def chosen(shape, filters, kernel, **options):
+    groups = options.get("groups", 1)
+    return fastconv.plan_conv2d(shape, (filters, shape[1] // groups, kernel, kernel), **options).algorithm
+
+
+def test_auto_takes_it_for_groups_and_steps(isa):
+    """ResNeXt's layers of stride 2, and their input gradients; of stride 1 with tall tiles."""
+    tall = engine.load(np.dtype(np.float32)).machine.tile()[0] >= blocked.LARGE_TILE
+    for direction in ("forward", "input_grad"):
+        options = {"padding": 1, "groups": 32, "direction": direction}
+        assert chosen((1, 512, 28, 28), 512, 3, stride=2, **options) == "blocked"
+        assert (chosen((1, 512, 14, 14), 512, 3, **options) == "blocked") == tall
+    assert chosen((1, 256, 28, 28), 512, 1, stride=2) == "gemm"
+    assert chosen((1, 64, 56, 56), 41, 5, stride=2, padding=2) == "gemm"
+
+
+def test_lanes_used(isa, dtype):
+    _, panel, vector = engine.load(dtype).machine.tile()
+    assert blocked.lanes_used(vector, 1, dtype) == blocked.lanes_used(panel, 8, dtype) == 1
+    assert blocked.lanes_used(vector // 2 + 1, 1, dtype) == (vector // 2 + 1) / vector
+    assert blocked.lanes_used(vector, 2, dtype) == 1
+
+
+def test_refuses_volumes():
+    problem = conv_problem((1, 2, 3, 3, 3), (2, 2, 2, 2, 2))
+    with pytest.raises(ValueError, match=r"^algorithm: 'blocked' does not take this problem"):
+        plan.plan_conv(problem, "forward", np.dtype(np.float32), "blocked")
