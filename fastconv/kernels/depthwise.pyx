@@ -118,11 +118,20 @@ cdef void weave(const Work* w, const Grid* phases, const real* sums, Py_ssize_t 
             weave_vectors(4, 2, sums, pitch, rows, total, out, out_pitch, count)
 
 
+# Two functions: the time that gcc takes grows with the square of their size.
+cdef void run_tile_of_one(int rows, int taps, Tile* t) noexcept nogil:
+    tile_of_taps(rows, taps, 1, t)
+
+
+cdef void run_tile_of_two(int rows, int taps, Tile* t) noexcept nogil:
+    tile_of_taps(rows, taps, 2, t)
+
+
 cdef void run_tile(bint advances, int rows, int taps, Tile* t) noexcept nogil:
     if advances:
-        tile_of_taps(rows, taps, 2, t)
+        run_tile_of_two(rows, taps, t)
     else:
-        tile_of_taps(rows, taps, 1, t)
+        run_tile_of_one(rows, taps, t)
 
 
 cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, real* sums,
