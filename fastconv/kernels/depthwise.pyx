@@ -118,20 +118,11 @@ cdef void weave(const Work* w, const Grid* phases, const real* sums, Py_ssize_t 
             weave_vectors(4, 2, sums, pitch, rows, total, out, out_pitch, count)
 
 
-# Two functions: the time that gcc takes grows with the square of their size.
-cdef void run_tile_of_one(int rows, int taps, Tile* t) noexcept nogil:
-    tile_of_taps(rows, taps, 1, t)
-
-
-cdef void run_tile_of_two(int rows, int taps, Tile* t) noexcept nogil:
-    tile_of_taps(rows, taps, 2, t)
-
-
 cdef void run_tile(bint advances, int rows, int taps, Tile* t) noexcept nogil:
     if advances:
-        run_tile_of_two(rows, taps, t)
+        tile_of_taps(rows, taps, 2, t)
     else:
-        run_tile_of_one(rows, taps, t)
+        tile_of_taps(rows, taps, 1, t)
 
 
 cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, real* sums,
