@@ -6,7 +6,7 @@ The rooms, from the top; each imports only rooms below it:
     signal/                          SciPy's names and arguments: correlate2d, convolve2d, correlate, convolve
     prepare                          convolutions with weights packed once
     conv  pool  dense                the public operations: check, plan, allocate, call
-    calls                            binds a plan to the kernel entry that carries it out
+    calls  calls_pool                bind a plan, or pooling, to the kernel entry that carries it out
     plan                             problem + CPU -> frozen Plan: which algorithm, why, in which passes
     blocked                          when output channels in the lanes pay
     winograd                         how Winograd's method is cut, and when it pays; its matrices

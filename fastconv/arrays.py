@@ -57,13 +57,13 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     size = prod(shape) * dtype.itemsize
     if size < ALIGNED_BYTES:
         return np.empty(shape, dtype)
-    array: Array = _empty_on_line()(shape, dtype, size)
+    array: Array = _empty_on_line()(shape, dtype, size, LINE)
     return array
 
 
 @functools.cache
-def _empty_on_line() -> Callable[[tuple[int, ...], np.dtype[Any], int], Array]:
-    return load(FLOAT32).machine.empty_on_line  # type: ignore[no-any-return]
+def _empty_on_line() -> Callable[[tuple[int, ...], np.dtype[Any], int, int], Array]:
+    return load(FLOAT32).memory.empty_on_line  # type: ignore[no-any-return]
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

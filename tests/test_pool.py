@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastconv
-from fastconv import engine, pool, reference
+from fastconv import calls_pool, engine, pool, reference
 from fastconv.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
 from fastconv.testing import adjoint_check, gradcheck
 
@@ -437,9 +437,9 @@ def test_average_adjoint(isa, dtype, arguments):
 @common
 @pytest.mark.parametrize("planes", [(1, 1), (3, 5)])
 def test_the_same_bits_for_any_number_of_threads(isa, dtype, rng, arguments, planes, monkeypatch):
-    monkeypatch.setattr(pool, "ELEMENTS_PER_THREAD", 1)
+    monkeypatch.setattr(calls_pool, "ELEMENTS_PER_THREAD", 1)
     pool._seen.clear()
-    pool._bound.clear()
+    calls_pool._bound.clear()
     options = named(arguments)
     x = coarse(rng, (*planes, 40, 70), dtype)
     finite = normal(rng, x.shape, dtype)
@@ -456,7 +456,7 @@ def test_the_same_bits_for_any_number_of_threads(isa, dtype, rng, arguments, pla
                 )
             )  # fmt: skip
     pool._seen.clear()
-    pool._bound.clear()
+    calls_pool._bound.clear()
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
             assert first.tobytes() == second.tobytes()
@@ -464,9 +464,9 @@ def test_the_same_bits_for_any_number_of_threads(isa, dtype, rng, arguments, pla
 
 def test_planes_that_run_on_have_the_bits_of_strips(isa, dtype, rng, monkeypatch):
     """Six planes are whole units of one thread, and bands of rows of five."""
-    monkeypatch.setattr(pool, "ELEMENTS_PER_THREAD", 1)
+    monkeypatch.setattr(calls_pool, "ELEMENTS_PER_THREAD", 1)
     pool._seen.clear()
-    pool._bound.clear()
+    calls_pool._bound.clear()
     x = coarse(rng, (1, 6, 40, 37), dtype)
     finite = normal(rng, x.shape, dtype)
     finite[rng.random(x.shape) < 0.5] = -0.0
@@ -475,7 +475,7 @@ def test_planes_that_run_on_have_the_bits_of_strips(isa, dtype, rng, monkeypatch
         with fastconv.threads(threads):
             results.append([max_pool2d(x, 3, 1, 1), avg_pool2d(finite, 5, 1, 2)])
     pool._seen.clear()
-    pool._bound.clear()
+    calls_pool._bound.clear()
     for first, second in zip(*results, strict=True):
         assert first.tobytes() == second.tobytes()
 

@@ -82,7 +82,7 @@ def test_the_architecture_lists_every_kernel_module(module):
     assert f"{module}.pyx" in path.read_text()
 
 
-@pytest.mark.parametrize("module", sorted(COMPILED - {"machine"}))
+@pytest.mark.parametrize("module", sorted(COMPILED - {"machine", "memory"}))
 def test_every_kernel_module_has_a_row(module):
-    """`machine` measures; every other module computes something that the table must know."""
+    """`machine` measures, `memory` allocates; the others compute something that the table must know."""
     assert module in {row.module for row in KERNELS}

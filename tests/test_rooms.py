@@ -16,7 +16,7 @@ ROOMS = (
     ("interop", "inspect", "nn", "signal"),
     ("prepare",),
     ("conv", "pool", "dense", "resample", "unfold"),
-    ("calls",),
+    ("calls", "calls_pool"),
     ("plan",),
     ("winograd", "blocked"),
     ("passes",),

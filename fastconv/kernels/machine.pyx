@@ -1,4 +1,4 @@
-"""What the machine can do at best, the roofline that kernels are measured against; memory on its lines."""
+"""What the machine can do at best, the roofline that kernels are measured against."""
 
 cimport numpy as cnp
 from cython.parallel cimport prange
@@ -62,31 +62,6 @@ def fma_peak(int threads, Py_ssize_t iterations):
     if total != total:
         raise ArithmeticError("the multiply-add chains diverged")
     return 2 * CHAINS * VL * iterations * threads
-
-
-cnp.import_array()
-
-cdef enum:
-    LINE_BYTES = 64
-
-
-def empty_on_line(tuple shape, cnp.dtype dtype, Py_ssize_t size):
-    """An uninitialised array of `size` bytes that starts on a cache line.
-
-    As numpy.ndarray(shape, dtype, memory, offset), in a quarter of the time.
-    """
-    cdef cnp.npy_intp length = size + LINE_BYTES, axis
-    cdef cnp.npy_intp[16] sizes
-    if len(shape) > 16:
-        raise ValueError(f"shape: expected at most 16 axes, got {len(shape)}")
-    for axis in range(len(shape)):
-        sizes[axis] = shape[axis]
-    cdef object memory = cnp.PyArray_EMPTY(1, &length, cnp.NPY_UINT8, 0)
-    cdef char* start = <char*> cnp.PyArray_DATA(memory)
-    start += -<Py_ssize_t> start & (LINE_BYTES - 1)
-    cdef object array = cnp.PyArray_SimpleNewFromData(<int> len(shape), sizes, dtype.type_num, start)
-    cnp.set_array_base(array, memory)
-    return array
 
 
 cdef enum:

@@ -17,7 +17,7 @@ from fastconv.kernels.pool cimport PoolGeometry, ceil_div, first_tap, last_tap, 
 from fastconv.kernels.simd cimport lane
 
 
-# The values of fastconv.pool.INDEX_KINDS.
+# The values of fastconv.calls_pool.INDEX_KINDS.
 cdef enum IndexKind:
     NO_INDEX = 0
     CODE_8 = 1
@@ -26,7 +26,7 @@ cdef enum IndexKind:
     FLAT = 4
 
 
-# A tap of a window, from the window's first: along each axis, and in the plane. fastconv.pool.TAP.
+# A tap of a window, from the window's first: along each axis, and in the plane. fastconv.calls_pool.TAP.
 cdef struct Tap:
     Py_ssize_t[3] offset
     Py_ssize_t position

@@ -16,7 +16,7 @@ from fastconv.kernels.simd cimport (
 )
 
 
-# Those of fastconv.pool.
+# Those of fastconv.calls_pool.
 cdef enum FinishKind:
     NOTHING = 0
     FACTOR = 1     # times `reciprocal`, an exact power of 2

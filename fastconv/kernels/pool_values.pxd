@@ -113,6 +113,7 @@ cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int th
 
 cdef inline void run_unit(bint maximum, const Call* call, Py_ssize_t unit, int thread) noexcept nogil:
     cdef Scratch* s = <Scratch*> (call.memory + thread * call.size)
+    cdef Py_ssize_t planes = 1
     cdef Band band
     if call.way == PLANES:
         reduce_planes(maximum, &call.values, unit * VL)
@@ -122,13 +123,12 @@ cdef inline void run_unit(bint maximum, const Call* call, Py_ssize_t unit, int t
                   smaller(call.group, call.geometry.planes - unit * call.group))
         return
     band = band_of(unit, call.geometry.out_size, call.bands)
-    if call.group > 1:
-        band.plane = unit * call.group
-        pool_band(maximum, &call.values, &s.strip, &band, smaller(call.group, call.geometry.planes - band.plane))
-        return
     if call.way == PAIRS:
         pair_band(maximum, &call.values, s.rows, &band)
     elif call.way == PIXELS:
         pixel_band(maximum, &call.values, s.rows, &band)
     else:
-        pool_band(maximum, &call.values, &s.strip, &band, 1)
+        if call.group > 1:
+            band.plane = unit * call.group
+            planes = smaller(call.group, call.geometry.planes - band.plane)
+        pool_band(maximum, &call.values, &s.strip, &band, planes)
