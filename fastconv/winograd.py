@@ -24,19 +24,23 @@ ERROR_CONSTANTS = {"winograd_f4x4_3x3": 12.0, "winograd_f2x2_3x3": 6.0, "winogra
 USUAL = ("winograd_f4x4_3x3", "winograd_f2x2_3x3")  # what "auto" may take
 LARGEST_GRAD = 4  # of a tile of a weight gradient: 3x3 results at the points of 6x6 would lose two digits
 
-VALUES_BYTES = 5 << 20  # of a block of transformed inputs at most
-WEIGHT_LIMIT = 8 << 20  # of transformed weights at a time, in a plain call
+VALUES_BYTES = 5 << 20  # of a block of transformed inputs at most; twice that if it is the only one
+LIMIT = 13 << 20  # of all transformed operands at a time
 CHUNK_BYTES = 7 << 20  # of the operands of a weight gradient: what workspace.py keeps from call to call
 MOST_TILES = 56  # of a block, which shares the second-level cache with its weights and products
 LEAST_TILES = 28  # weights are read once for so many
-FUSED_TILES = 64  # a plain call on so few transforms its weights panel by panel, as they are used
+# So few are one block: weights are read once, and those of a plain call transformed as they are used.
+# Milliseconds of 1024 -> 512 at 32x32, a plain call and a prepared one, in two blocks and in one: 50 and 34,
+# 27 and 26. Prepared weights of 512 -> 512 at 28x28: 9.0 and 10.2.
+WHOLE_TILES, MANY_CHANNELS = 64, 1024
 MOST_SUMMED = 100  # tiles of a chunk. Measured from 32 to 400: best, and more would lose digits
 # Of the time of the algorithm that multiplies every tap: below it Winograd's is taken. Weight gradients of
 # 8 to 32 channels were predicted least well, by up to a third.
 MARGINS = {"forward": 0.95, "input_grad": 0.95, "weight_grad": 0.75}
 # Pixels of a weight gradient's sums. With fewer, "gemm" sums round less than the transforms of 6x6 points do:
 # rms errors, inputs of 1e-3 to 1e3, were 3.7 times its own at 8x8, 3.2 at 10x10, 2.6 at 13x13, 2.4 at 14x14.
-LEAST_SUMMED = 180
+# Without fused instructions every step rounds twice: 2.7 at 14x14.
+LEAST_SUMMED, LEAST_SUMMED_UNFUSED = 180, 250
 FEW_CHANNELS = 8  # with less, lanes stay idle
 # Of a group, where there are several: they come one after the other, and threads share each. 32 groups of
 # 32 at 7x7 took 296 us on one thread (by "gemm" 436) and 450 on two (266).
@@ -146,9 +150,11 @@ def cut(
     tile = point_bytes * max(channels, 1)
     whole = problem.batch * prod(-(-o // size) for o in outputs)
     tiles = max(LEAST_TILES, min(MOST_TILES, l2_bytes() // 4 // tile))
-    if not prepared and whole <= FUSED_TILES:
-        tiles = FUSED_TILES
-    return size, max(1, min(tiles, VALUES_BYTES // tile)), prepared, l2_bytes(), WEIGHT_LIMIT
+    tiles = max(1, min(tiles, VALUES_BYTES // tile))
+    pays = not prepared or channels >= MANY_CHANNELS
+    if pays and whole <= WHOLE_TILES and whole * tile <= 2 * VALUES_BYTES:
+        tiles = WHOLE_TILES
+    return size, tiles, prepared, l2_bytes(), LIMIT
 
 
 def _sides(problem: ConvProblem, direction: str) -> tuple[int, int, tuple[int, ...]]:
@@ -205,7 +211,8 @@ def choose(
         )
         for name, cost in costs.items()
     }  # fmt: skip
-    if grad and problem.batch * prod(outputs) < LEAST_SUMMED:
+    least = LEAST_SUMMED_UNFUSED if active_isa() == "baseline" else LEAST_SUMMED
+    if grad and problem.batch * prod(outputs) < least:
         del times["winograd_f4x4_3x3"]
     best = min(times, key=lambda name: times[name])
     share = times[best] / times["gemm"]

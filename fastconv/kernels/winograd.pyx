@@ -57,7 +57,9 @@ cdef Py_ssize_t strip_size(const Work* w) noexcept nogil:
 cdef Course plan_course(const Work* w, bint prepared, Py_ssize_t l2, Py_ssize_t limit, int threads) noexcept nogil:
     cdef Course c
     cdef Py_ssize_t point_bytes = w.points * w.points * <Py_ssize_t> sizeof(real)
-    c.shared = w.blocks < 2 * threads and w.blocks * values_size(w) * <Py_ssize_t> sizeof(real) <= limit
+    cdef Py_ssize_t block_bytes = values_size(w) * <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t panel_bytes = weights_size(w) * <Py_ssize_t> sizeof(real)
+    c.shared = w.blocks < 2 * threads and w.blocks * block_bytes <= limit
     c.fused = not prepared and w.blocks == 1
     c.depth = w.g.channels
     c.portion = w.panels
@@ -65,7 +67,8 @@ cdef Course plan_course(const Work* w, bint prepared, Py_ssize_t l2, Py_ssize_t 
         c.depth = larger(l2 * 5 // 8 // (point_bytes * NR), 8)
         c.depth = ceil_div(w.g.channels, ceil_div(w.g.channels, c.depth))
     elif not prepared:
-        c.portion = smaller(w.panels, larger(limit // (weights_size(w) * <Py_ssize_t> sizeof(real)), 1))
+        limit -= block_bytes * (w.blocks if c.shared else threads)
+        c.portion = smaller(w.panels, larger(limit // panel_bytes, 1))
     return c
 
 
