@@ -1,4 +1,4 @@
-"""3x3 layers, "winograd_f4x4_3x3" and "winograd_f2x2_3x3" against "gemm" and "shifted", in all directions."""
+"""3x3 layers by Winograd's method, with each size of a tile, against "gemm" and "shifted"."""
 
 import pytest
 
@@ -15,7 +15,9 @@ LAYERS = (
     "vgg16/conv4_512_512_28",
 )
 every_layer = pytest.mark.parametrize("layer", LAYERS)
-every_algorithm = pytest.mark.parametrize("algorithm", ["winograd_f4x4_3x3", "winograd_f2x2_3x3", "gemm"])
+every_algorithm = pytest.mark.parametrize(
+    "algorithm", ["winograd_f4x4_3x3", "winograd_f2x2_3x3", "winograd_f6x6_3x3", "gemm"]
+)
 
 
 @every_layer

@@ -14,7 +14,7 @@ from bench import cliffs, machine, report, results, tables
 from bench.peers import ALL_PEERS, PEERS, Peer
 from bench.runner import ALLOCATORS, PeerError, Runner
 from bench.shapes import DIRECTIONS, Case
-from bench.suites import BOUND_BY_MEMORY, PEERS_OF_SUITE, QUICK_LAYERS, SUITES, layers_of
+from bench.suites import BOUND_BY_MEMORY, PEERS_OF_SUITE, QUICK_LAYERS, SUITES, WITH_ERRORS, layers_of
 
 ISA_CHOICES = ("native", "baseline", "avx2", "avx512")
 
@@ -180,5 +180,6 @@ def note_machine(runner: Runner, run: dict, bar: tqdm) -> None:
 
 def print_tables(found: results.Results, cases: list[results.CaseResult], suite: str) -> None:
     first = "bandwidth" if suite in BOUND_BY_MEMORY else "layers"
-    for view in (first, "summary", "losses", "problems", "machine"):
+    more = ("errors",) if suite in WITH_ERRORS else ()
+    for view in (first, *more, "summary", "losses", "problems", "machine"):
         print(f"\n{tables.VIEWS[view](found, cases)}")

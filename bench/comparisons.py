@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import exp, log
 from statistics import mean, median
 
-from bench.results import CaseResult
+from bench.results import CaseResult, PeerResult
 from bench.shapes import DIRECTIONS, FORWARD, INPUT_GRAD, WEIGHT_GRAD
 
 
@@ -34,10 +34,13 @@ class Comparison:
         return (self.ours, self.ours_too) if rival in self.own_layout else (self.ours,)
 
 
+# A rival whose rms error is larger than so many times ours has computed something else.
+MOST_ERROR = 10
+
 PREPACKED = Comparison(
     "prepared vs best prepacked",
     "fastconv_prepared",
-    ("torch_channels_last", "onnxruntime", "openvino", "ncnn"),
+    ("torch_channels_last", "onnxruntime", "openvino", "ncnn", "mnn"),
     (FORWARD,),
     ours_too="fastconv_prepared_nhwc",
     own_layout=("torch_channels_last",),
@@ -94,8 +97,11 @@ class Ratio:
 def ratio(case: CaseResult, comparison: Comparison) -> Ratio | None:
     """None where the comparison does not apply, or one side has no valid timing."""
     valid = {name: result for name, result in case.peers.items() if result.is_valid}
-    rivals = [name for name in comparison.rivals if name in valid]
-    if case.direction not in comparison.directions or comparison.ours not in valid or not rivals:
+    if case.direction not in comparison.directions or comparison.ours not in valid:
+        return None
+    usual = valid[comparison.ours]
+    rivals = [name for name in comparison.rivals if name in valid and is_comparable(valid[name], usual)]
+    if not rivals:
         return None
     found = []
     for rival in rivals:
@@ -105,6 +111,13 @@ def ratio(case: CaseResult, comparison: Comparison) -> Ratio | None:
         typical = median(theirs / own for theirs, own in rounds)
         found.append(Ratio(case, comparison, rival, valid[rival].seconds / ours.seconds, typical))
     return min(found, key=lambda ratio: ratio.best)
+
+
+def is_comparable(rival: PeerResult, ours: PeerResult) -> bool:
+    """Unless both errors are known, two results are."""
+    if rival.rms_error is None or not ours.rms_error:
+        return True
+    return rival.rms_error <= MOST_ERROR * ours.rms_error
 
 
 def ratios(cases: Iterable[CaseResult], comparison: Comparison) -> list[Ratio]:

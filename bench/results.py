@@ -20,10 +20,15 @@ ERROR_LIMIT = 1e-3
 
 @dataclass
 class PeerResult:
-    """One peer in one case: the shortest call of each round, in seconds."""
+    """One peer in one case: the shortest call of each round, in seconds.
+
+    `error` is the largest difference from the reference, relative to its largest value; `rms_error` the
+    rms difference, relative to its rms.
+    """
 
     rounds: list[float] = field(default_factory=list)
     error: float | None = None
+    rms_error: float | None = None
     failure: str = ""
 
     @property
@@ -114,8 +119,9 @@ def compact(case: CaseResult) -> dict:
     record = asdict(case)
     for result in record["peers"].values():
         result["rounds"] = [float(f"{seconds:.4g}") for seconds in result["rounds"]]
-        if result["error"] is not None:
-            result["error"] = float(f"{result['error']:.2g}")
+        for name in ("error", "rms_error"):
+            if result[name] is not None:
+                result[name] = float(f"{result[name]:.2g}")
         if not result["failure"]:
             del result["failure"]
     return record

@@ -124,7 +124,7 @@ class Runner:
         return {**threads, **ALLOCATORS[self.allocator], **peer.limits.get(self.isa_limit, {})}
 
     def run(self, case: Case) -> CaseResult:
-        """Prepare every peer, verify each against the first, then time them in turn."""
+        """Prepare every peer, verify each against the first's result in float64, then time them in turn."""
         results: dict[str, PeerResult] = {}
         reference = Path(self.folder.name) / "reference.npy"
         reference.unlink(missing_ok=True)
@@ -148,10 +148,10 @@ class Runner:
             if not worker.ask("supports", case.direction):
                 return None
             worker.ask("prepare", case)
-            if reference.exists():
-                return PeerResult(error=worker.ask("compare_output", str(reference)))
-            worker.ask("save_output", str(reference))
-            return PeerResult(error=0.0)
+            if not reference.exists():
+                worker.ask("save_output", str(reference))
+            error, rms_error = worker.ask("compare_output", str(reference))
+            return PeerResult(error=error, rms_error=rms_error)
         except PeerError as error:
             return PeerResult(failure=str(error))
 

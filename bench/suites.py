@@ -40,7 +40,7 @@ POOL_PEERS = (
 PEERS_OF_SUITE = {
     "depthwise": (*_PREPACKED, "fastconv_plain", "fastconv_prepared", "fastconv_prepared_nhwc"),
     "first": (*_PREPACKED, "fastconv_plain", "fastconv_prepared"),
-    "winograd": (*_PREPACKED, "fastconv_plain", "fastconv_prepared"),
+    "winograd": (*_PREPACKED, "mnn", "fastconv_plain", "fastconv_prepared"),
     "filters": (
         "fastconv_signal",
         "opencv",
@@ -52,6 +52,9 @@ PEERS_OF_SUITE = {
     "pools": POOL_PEERS,
     "argmax_pools": tuple(name for name in POOL_PEERS if name != "pool_onnxruntime"),
 }
+
+# Suites where some compute otherwise than the definition says: errors stand beside speeds.
+WITH_ERRORS = ("winograd",)
 
 # Suites whose tables give GB/s in place of GFLOP/s.
 BOUND_BY_MEMORY = ("pools", "argmax_pools")

@@ -71,6 +71,25 @@ def layers(results: Results, cases: list[CaseResult]) -> str:
     return markdown(header, rows, text_columns=2)
 
 
+def errors(results: Results, cases: list[CaseResult]) -> str:
+    """One row a case: GFLOP/s of each peer, and its rms error relative to the rms of the exact result."""
+    peers = peers_in(cases)
+    header = ["layer", "direction", "threads", "batch", *(PEERS[name].label for name in peers)]
+    rows = []
+    for case in ordered(cases):
+        row = [case.layer, case.direction, str(case.threads), str(case.batch)]
+        rows.append(row + [rate_and_error(case, name) for name in peers])
+    return markdown(header, rows, text_columns=2)
+
+
+def rate_and_error(case: CaseResult, peer: str) -> str:
+    """Also of a result that is too inexact to count."""
+    result = case.peers.get(peer)
+    if result is None or not result.rounds or result.rms_error is None:
+        return ""
+    return f"{case.gflops(peer):.1f}, {result.rms_error:.1e}"
+
+
 def rate(case: CaseResult, peer: str) -> str:
     result = case.peers.get(peer)
     if result is None:
@@ -201,6 +220,7 @@ VIEWS: dict[str, Callable[[Results, list[CaseResult]], str]] = {
     "summary": summary,
     "losses": losses,
     "layers": layers,
+    "errors": errors,
     "bandwidth": bandwidth,
     "problems": problems,
 }

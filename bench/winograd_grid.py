@@ -30,7 +30,7 @@ BATCHES = (1, 16)
 MOST_FLOPS = 8e9
 KINDS = ("forward", "prepared", "input_grad", "weight_grad")
 TABLES = Path(__file__).parent / "results" / "winograd"
-HEADER = ("kind", "C", "K", "map", "batch", "threads", "gemm", *winograd.ALGORITHMS)
+HEADER = ("kind", "C", "K", "map", "batch", "threads", "gemm", *winograd.USUAL)
 
 
 def calls_of(kind: str, c: int, k: int, size: int, batch: int) -> list[Callable[[], Any]]:
@@ -52,7 +52,7 @@ def calls_of(kind: str, c: int, k: int, size: int, batch: int) -> list[Callable[
         operation = fastconv.prepare_conv2d(w, **options)
         return lambda: operation(x)
 
-    return [call(algorithm) for algorithm in (base, *winograd.ALGORITHMS)]
+    return [call(algorithm) for algorithm in (base, *winograd.USUAL)]
 
 
 def shortest(calls: list[Callable[[], Any]], seconds: float = 0.06) -> list[float]:
@@ -102,7 +102,7 @@ def fit(path: Path, lanes: int) -> dict[str, dict[str, tuple[float, ...]]]:
     found: dict[str, dict[str, tuple[float, ...]]] = {}
     for kind in KINDS:
         table = [(shape, times) for name, shape, times in load(path) if name == kind]
-        for number, algorithm in enumerate(("gemm", *winograd.ALGORITHMS)):
+        for number, algorithm in enumerate(("gemm", *winograd.USUAL)):
             work, ones = [], np.ones(len(table))
             for (c, k, size, batch, _), times in table:
                 if kind == "input_grad":

@@ -31,6 +31,7 @@ class Worker:
     def __init__(self, peer: str) -> None:
         self.adapter = importlib.import_module(f"bench.peers.{peer}")
         self.call: Callable[[], Any] | None = None
+        self.case: Case | None = None
 
     def version(self) -> str:
         return self.adapter.version()
@@ -40,25 +41,33 @@ class Worker:
 
     def prepare(self, case: Case) -> None:
         """Make the case's callable and warm it up."""
-        self.call = None
+        self.call, self.case = None, case
         self.call = self.adapter.prepare(case, make_arrays(case))
         for _ in range(WARM_UP_CALLS):
             self.call()
 
     def save_output(self, path: str) -> None:
-        np.save(path, np.asarray(self.call()))
+        """In float64 if the peer knows how; its own output else."""
+        if hasattr(self.adapter, "exact"):
+            np.save(path, self.adapter.exact(self.case, make_arrays(self.case)))
+        else:
+            np.save(path, np.asarray(self.call()))
 
-    def compare_output(self, path: str) -> float:
-        """Largest difference from the output saved at `path`, relative to its largest value."""
+    def compare_output(self, path: str) -> tuple[float, float]:
+        """The largest difference from the output saved at `path`, and the rms one, relative to its values."""
         expected, output = np.load(path, mmap_mode="r"), np.asarray(self.call())
         if output.shape != expected.shape:
             raise ValueError(f"output shape {output.shape}, expected {expected.shape}")
-        difference = max(
-            (float(np.abs(a - b).max()) for a, b in zip(output, expected, strict=True)), default=0.0
-        )
-        if not np.isfinite(difference):
+        largest = squares = 0.0
+        for a, b in zip(output, expected, strict=True):
+            difference = np.abs(a - b)
+            largest = max(largest, float(difference.max()))
+            squares += float(np.square(difference, dtype=np.float64).sum())
+        if not np.isfinite(squares):
             raise ValueError("output is not finite")
-        return difference / max(float(np.abs(expected).max()), np.finfo(np.float32).tiny)
+        tiny = np.finfo(np.float32).tiny
+        norm = float(np.linalg.norm(np.asarray(expected, np.float64)))
+        return largest / max(float(np.abs(expected).max()), tiny), np.sqrt(squares) / max(norm, tiny)
 
     def time(self) -> float:
         """The shortest of many calls, in seconds."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.arrays import Array
-from fastconv.conv import conv2d, conv2d_backward
+from fastconv.conv import conv2d, conv2d_backward, plan_conv2d
 from fastconv.dense import (
     cross_entropy,
     cross_entropy_backward,
@@ -275,11 +275,21 @@ def run(epochs: int = EPOCHS, seed: int = 0, output: str = "fastconv-demo.png") 
     took = time.perf_counter() - start
     share = accuracy(network, digits.test_images, digits.test_labels)
     print(f"accuracy on held-out digits: {share:.2%} after {took:.1f} s of training")
+    report_plans()
     report_times(network, digits.test_images)
     report_gradients(network, digits)
     draw(network, digits, Path(output))
     print(f"\npicture: {output}")
     return share
+
+
+def report_plans() -> None:
+    print(f"\nhow fastconv convolves a batch of {BATCH}")
+    for layer, size in (("conv1", 8), ("conv2", 4)):
+        shape = SHAPES[f"{layer}.weight"]
+        for direction in ("forward", "input_grad", "weight_grad"):
+            plan = plan_conv2d((BATCH, shape[1], size, size), shape, padding=1, direction=direction)
+            print(f"  {layer} {direction:12}{plan.algorithm}: {plan.reason}")
 
 
 def report_times(network: Network, images: Array) -> None:

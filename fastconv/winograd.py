@@ -20,18 +20,27 @@ from fastconv.registry import WINOGRAD_OUTPUTS
 OUTPUTS = {f"winograd_f{size}x{size}_3x3": size for size in WINOGRAD_OUTPUTS}  # of a tile, along an axis
 ALGORITHMS = tuple(OUTPUTS)
 # The largest error of a result stays below this times eps * sqrt(terms) * rms of the results; 4 by "gemm".
-ERROR_CONSTANTS = {"winograd_f4x4_3x3": 12.0, "winograd_f2x2_3x3": 6.0}
+ERROR_CONSTANTS = {"winograd_f4x4_3x3": 12.0, "winograd_f2x2_3x3": 6.0, "winograd_f6x6_3x3": 100.0}
+USUAL = ("winograd_f4x4_3x3", "winograd_f2x2_3x3")  # what "auto" may take
+LARGEST_GRAD = 4  # of a tile of a weight gradient: 3x3 results at the points of 6x6 would lose two digits
 
-VALUES_BYTES = 5 << 20  # of a block of transformed inputs at most
-WEIGHT_LIMIT = 8 << 20  # of transformed weights at a time, in a plain call
+VALUES_BYTES = 5 << 20  # of a block of transformed inputs at most; twice that if it is the only one
+LIMIT = 13 << 20  # of all transformed operands at a time
 CHUNK_BYTES = 7 << 20  # of the operands of a weight gradient: what workspace.py keeps from call to call
 MOST_TILES = 56  # of a block, which shares the second-level cache with its weights and products
 LEAST_TILES = 28  # weights are read once for so many
-FUSED_TILES = 64  # a plain call on so few transforms its weights panel by panel, as they are used
+# So few are one block: weights are read once, and those of a plain call transformed as they are used.
+# Milliseconds of 1024 -> 512 at 32x32, a plain call and a prepared one, in two blocks and in one: 50 and 34,
+# 27 and 26. Prepared weights of 512 -> 512 at 28x28: 9.0 and 10.2.
+WHOLE_TILES, MANY_CHANNELS = 64, 1024
 MOST_SUMMED = 100  # tiles of a chunk. Measured from 32 to 400: best, and more would lose digits
 # Of the time of the algorithm that multiplies every tap: below it Winograd's is taken. Weight gradients of
 # 8 to 32 channels were predicted least well, by up to a third.
 MARGINS = {"forward": 0.95, "input_grad": 0.95, "weight_grad": 0.75}
+# Pixels of a weight gradient's sums. With fewer, "gemm" sums round less than the transforms of 6x6 points do:
+# rms errors, inputs of 1e-3 to 1e3, were 3.7 times its own at 8x8, 3.2 at 10x10, 2.6 at 13x13, 2.4 at 14x14.
+# Without fused instructions every step rounds twice: 2.7 at 14x14.
+LEAST_SUMMED, LEAST_SUMMED_UNFUSED = 180, 250
 FEW_CHANNELS = 8  # with less, lanes stay idle
 # Of a group, where there are several: they come one after the other, and threads share each. 32 groups of
 # 32 at 7x7 took 296 us on one thread (by "gemm" 436) and 450 on two (266).
@@ -79,7 +88,7 @@ def set_winograd(on: bool) -> None:
 def matrices(points: Sequence[Any], outputs: int, taps: int) -> tuple[np.ndarray[Any, Any], ...]:
     """The matrices A, G and B of ``outputs = A' [(G taps) * (B' inputs)]`` for finite points and infinity.
 
-    Points are numbers of any field, and so are the entries: exact points give exact matrices. With M the
+    Points are numbers of any kind, and so are the entries: fractions give exact matrices. With M the
     polynomial that vanishes at all finite points, and M_i at all of them but the i-th, row i of B' holds the
     coefficients of M_i, the last one those of M; row i of G the powers of point i over M_i(point i), the last
     one the highest coefficient alone; and A the powers of the points.
@@ -105,7 +114,7 @@ def matrices(points: Sequence[Any], outputs: int, taps: int) -> tuple[np.ndarray
         if row < len(points):
             a[row], g[row] = _powers(points[row], outputs, one), _powers(points[row], taps, one)
             g[row] = [power / prod((points[row] - other for other in others), start=one) for power in g[row]]
-    if g[0, 0] != one:  # a sign that costs nothing on the side of the inputs
+    if g[0, 0] < zero:  # a sign that costs nothing on the side of the inputs
         g[0], b[:, 0] = -g[0], -b[:, 0]
     return a, g, b
 
@@ -131,6 +140,8 @@ def cut(
 ) -> tuple[Any, ...]:
     """What the kernel's entries take before the number of threads: the bits do not depend on it."""
     size = OUTPUTS[algorithm]
+    if direction == "weight_grad":
+        size = min(size, LARGEST_GRAD)
     point_bytes = (size + 2) ** 2 * dtype.itemsize
     if direction == "weight_grad":
         tile = point_bytes * max(problem.group_in + problem.group_out, 1)
@@ -139,9 +150,11 @@ def cut(
     tile = point_bytes * max(channels, 1)
     whole = problem.batch * prod(-(-o // size) for o in outputs)
     tiles = max(LEAST_TILES, min(MOST_TILES, l2_bytes() // 4 // tile))
-    if not prepared and whole <= FUSED_TILES:
-        tiles = FUSED_TILES
-    return size, max(1, min(tiles, VALUES_BYTES // tile)), prepared, l2_bytes(), WEIGHT_LIMIT
+    tiles = max(1, min(tiles, VALUES_BYTES // tile))
+    pays = not prepared or channels >= MANY_CHANNELS
+    if pays and whole <= WHOLE_TILES and whole * tile <= 2 * VALUES_BYTES:
+        tiles = WHOLE_TILES
+    return size, tiles, prepared, l2_bytes(), LIMIT
 
 
 def _sides(problem: ConvProblem, direction: str) -> tuple[int, int, tuple[int, ...]]:
@@ -198,6 +211,9 @@ def choose(
         )
         for name, cost in costs.items()
     }  # fmt: skip
+    least = LEAST_SUMMED_UNFUSED if active_isa() == "baseline" else LEAST_SUMMED
+    if grad and problem.batch * prod(outputs) < least:
+        del times["winograd_f4x4_3x3"]
     best = min(times, key=lambda name: times[name])
     share = times[best] / times["gemm"]
     few = FEW_CHANNELS if problem.groups == 1 else FEW_CHANNELS_OF_A_GROUP

@@ -6,6 +6,10 @@ The adapter is a module with three functions, imported in the peer's own worker 
     supports(direction) -> bool            forward, input_grad, weight_grad
     prepare(case, arrays) -> callable      without arguments, returns what numpy.asarray takes
 
+and, if its output may be what the others are held against, a fourth:
+
+    exact(case, arrays) -> array           the result in float64
+
 Whatever `prepare` does (converting layouts, packing weights, building a session) is not timed.
 """
 
@@ -55,6 +59,7 @@ ALL_PEERS = (
     Peer("onnxruntime", "ONNX Runtime", "onnxruntime"),
     Peer("openvino", "OpenVINO", "openvino", quiet_after=0.05, by_default=False),
     Peer("ncnn", "ncnn", "ncnn", quiet_after=0.05, by_default=False),
+    Peer("mnn", "MNN", "MNN", quiet_after=0.05, by_default=False),
     Peer("fastconv_plain", "fastconv", "fastconv", FASTCONV_LIMITS),
     Peer("fastconv_prepared", "fastconv prepared", "fastconv", FASTCONV_LIMITS),
     Peer("fastconv_prepared_nhwc", "fastconv prepared, NHWC", "fastconv", FASTCONV_LIMITS, by_default=False),

@@ -33,9 +33,10 @@ def prepare(case: Case, arrays: Arrays) -> Callable[[], np.ndarray]:
     output = np.empty(case.layer.output_shape(case.batch), np.float32)
     request.set_output_tensor(openvino.Tensor(output, shared_memory=True))
 
-    def run() -> np.ndarray:
+    # Tensors do not keep alive what they share.
+    def run(kept: tuple[np.ndarray, ...] = (arrays.input, output)) -> np.ndarray:
         request.infer()
-        return output
+        return kept[1]
 
     return run
 

@@ -8,7 +8,8 @@ import numpy as np
 from onnx import helper
 
 from bench.peers.arrays import Arrays
-from bench.peers.onnxruntime import fastest_call, model_of, supports, version
+from bench.peers.onnx_model import model_of
+from bench.peers.onnxruntime import fastest_call, supports, version
 from bench.shapes import Case
 
 __all__ = ["prepare", "supports", "version"]

@@ -42,6 +42,18 @@ def prepare(
     return gradient(case, grad_output, x, weight)
 
 
+def exact(case: Case, arrays: Arrays) -> np.ndarray:
+    """The same in float64."""
+    layer, batch = case.layer, case.batch
+    shapes = layer.input_shape(batch), layer.weight_shape, layer.output_shape(batch)
+    operands = arrays.input, arrays.weight, arrays.grad_output
+    doubles = (
+        np.zeros(shape) if array is None else array.astype(np.float64)
+        for array, shape in zip(operands, shapes, strict=True)
+    )  # fmt: skip
+    return np.asarray(prepare(case, Arrays(*doubles))())
+
+
 def gradient(
     case: Case, grad_output: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
 ) -> Callable[[], torch.Tensor]:

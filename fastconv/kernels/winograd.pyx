@@ -2,8 +2,8 @@
 
     out = A' [(G weight G') * (B' input B)] A, summed over the input channels at each point
 
-Tiles of 4x4 outputs (or 2x2) are transformed to 36 (16) points, where convolution is a product; over the channels
-it is a matrix product at each point,
+Tiles of 4x4 outputs (or 2x2, 6x6) are transformed to 36 (16, 64) points, where convolution is a product; over the
+channels it is a matrix product at each point,
 
     products[point][tile][k] = sum over c of values[point][tile][c] * weights[point][c][k]
 
@@ -18,16 +18,18 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memcpy, memset
 
-from fastconv.kernels.gemm_micro cimport ROWS, Ahead, Tile, run_rows
+from fastconv.kernels.gemm_micro cimport LINE, ROWS, Ahead, Tile, run_rows
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport NR, VL, flush_denormals, real, restore_denormals, vec, vload, vstore
 from fastconv.kernels.winograd_input cimport Source, Target, input_source, transform_tiles
 from fastconv.kernels.winograd_output cimport transform_products
-from fastconv.kernels.winograd_points cimport MOST_POINTS, input_points, sum_points, weight_points
+from fastconv.kernels.winograd_points cimport (
+    MOST_POINTS, grad_points, input_points, sum_points, sum_taps, weight_points,
+)
 from fastconv.kernels.winograd_weight cimport transform_weights
 from fastconv.kernels.winograd_work cimport (
-    LINE, Work, block_start, line_size, odd_lines, panel_lanes, products_size, results_size, shape_work, values_size,
+    Work, block_start, line_size, odd_lines, panel_lanes, products_size, results_size, shape_work, values_size,
     weights_size, zeros_size,
 )
 
@@ -55,7 +57,9 @@ cdef Py_ssize_t strip_size(const Work* w) noexcept nogil:
 cdef Course plan_course(const Work* w, bint prepared, Py_ssize_t l2, Py_ssize_t limit, int threads) noexcept nogil:
     cdef Course c
     cdef Py_ssize_t point_bytes = w.points * w.points * <Py_ssize_t> sizeof(real)
-    c.shared = w.blocks < 2 * threads and w.blocks * values_size(w) * <Py_ssize_t> sizeof(real) <= limit
+    cdef Py_ssize_t block_bytes = values_size(w) * <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t panel_bytes = weights_size(w) * <Py_ssize_t> sizeof(real)
+    c.shared = w.blocks < 2 * threads and w.blocks * block_bytes <= limit
     c.fused = not prepared and w.blocks == 1
     c.depth = w.g.channels
     c.portion = w.panels
@@ -63,7 +67,8 @@ cdef Course plan_course(const Work* w, bint prepared, Py_ssize_t l2, Py_ssize_t 
         c.depth = larger(l2 * 5 // 8 // (point_bytes * NR), 8)
         c.depth = ceil_div(w.g.channels, ceil_div(w.g.channels, c.depth))
     elif not prepared:
-        c.portion = smaller(w.panels, larger(limit // (weights_size(w) * <Py_ssize_t> sizeof(real)), 1))
+        limit -= block_bytes * (w.blocks if c.shared else threads)
+        c.portion = smaller(w.panels, larger(limit // panel_bytes, 1))
     return c
 
 
@@ -153,7 +158,7 @@ cdef void fill_values(const Work* w, Py_ssize_t group, Py_ssize_t block, Py_ssiz
     target.to = values + channel
     target.row = w.value_row
     target.point = w.value_point
-    transform_tiles(w, &source, channel, block_start(w, block), block_start(w, block + 1), strip, &target)
+    transform_tiles(6, False, w, &source, channel, block_start(w, block), block_start(w, block + 1), strip, &target)
 
 
 cdef void run_blocks(const Work* w, const Course* c, Py_ssize_t group, Py_ssize_t first_panel, Py_ssize_t last_panel,
@@ -283,28 +288,32 @@ def conv(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray 
             run_group(&w, &c, group, prepared, packed, <real*> memory, threads)
 
 
-def transform(cnp.ndarray values, int points, int count, int part):
-    """One transform of rows of VL values, in place, for tests: part 0 of the inputs, 1 of taps, 2 to outputs.
+cdef inline void transform_part(const int points, int part, vec* column) noexcept nogil:
+    if part == 0:
+        input_points(points, column)
+    elif part == 1:
+        weight_points(points, column)
+    elif part == 2:
+        sum_points(points, column)
+    elif part == 3 and points <= 6:
+        grad_points(points, column)
+    elif points <= 6:
+        sum_taps(points, column)
 
-    There are `points` rows, of which `count` taps are read, or outputs written.
-    """
+
+def transform(cnp.ndarray values, int points, int part):
+    """One transform of `points` rows of VL values, in place, for tests: of inputs, of taps, to outputs; 3 and 4 of
+    gradients, and to those of taps."""
     cdef real* rows = <real*> cnp.PyArray_DATA(values)
     cdef vec[MOST_POINTS] column
     cdef int i
     for i in range(points):
         column[i] = vload(rows + i * VL)
     if points == 6:
-        if part == 0:
-            input_points(6, column)
-        elif part == 1:
-            weight_points(6, count, column)
-        else:
-            sum_points(6, count, column)
-    elif part == 0:
-        input_points(4, column)
-    elif part == 1:
-        weight_points(4, count, column)
+        transform_part(6, part, column)
+    elif points == 4:
+        transform_part(4, part, column)
     else:
-        sum_points(4, count, column)
+        transform_part(8, part, column)
     for i in range(points):
         vstore(rows + i * VL, column[i])

@@ -16,7 +16,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
-from fastconv.kernels.gemm_micro cimport COLUMNS, Ahead, Tile, run_rows
+from fastconv.kernels.gemm_micro cimport COLUMNS, LINE, Ahead, Tile, run_rows
 from fastconv.kernels.gemm_pack cimport ceil_div, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
@@ -24,12 +24,11 @@ from fastconv.kernels.simd cimport (
     vsum, vtranspose, vzero,
 )
 from fastconv.kernels.winograd_input cimport Source, Target, input_source, transform_tiles
-from fastconv.kernels.winograd_points cimport MOST_POINTS, sum_points
-from fastconv.kernels.winograd_work cimport LINE, Work, block_start, line_size, odd_lines, shape_work, zeros_size
+from fastconv.kernels.winograd_points cimport MOST_POINTS, sum_taps
+from fastconv.kernels.winograd_work cimport TAPS, Work, block_start, line_size, odd_lines, shape_work, zeros_size
 
 cdef enum:
     FILTERS = 4 * VL  # of a panel: with NR channels its sums at 36 points take 300 KB
-    TAPS = 9
 
 
 cdef struct Sizes:
@@ -74,14 +73,15 @@ cdef Source grad_source(const Work* w, const real* grad_output, const real* end,
     return s
 
 
-cdef void transform_some(const Work* w, const Source* s, Py_ssize_t channel, Py_ssize_t block, Py_ssize_t width,
-                         Py_ssize_t panel, Py_ssize_t point, real* strip, real* to) noexcept nogil:
+cdef inline void transform_some(const bint grad, const Work* w, const Source* s, Py_ssize_t channel,
+                                Py_ssize_t block, Py_ssize_t width, Py_ssize_t panel, Py_ssize_t point, real* strip,
+                                real* to) noexcept nogil:
     """VL channels of a block of tiles, to panels of `width` channels."""
     cdef Target t
     t.to = to + channel // width * panel + channel % width
     t.row = width
     t.point = point
-    transform_tiles(w, s, channel, block_start(w, block), block_start(w, block + 1), strip, &t)
+    transform_tiles(4, grad, w, s, channel, block_start(w, block), block_start(w, block + 1), strip, &t)
 
 
 cdef void multiply(const Work* w, const Sizes* z, const real* grads, const real* values, Py_ssize_t tiles,
@@ -107,18 +107,18 @@ cdef void multiply(const Work* w, const Sizes* z, const real* grads, const real*
         run_rows(COLUMNS, filters, 1, 2, &t)
 
 
-cdef inline void sum_taps(const int points, const real* sums, Py_ssize_t point, vec* taps) noexcept nogil:
+cdef inline void sum_tile(const int points, const real* sums, Py_ssize_t point, vec* taps) noexcept nogil:
     cdef vec[MOST_POINTS * MOST_POINTS] half
     cdef vec[MOST_POINTS] m
     cdef int i, j
     for j in range(points):
         for i in range(points):
             m[i] = vload(sums + (i * points + j) * point)
-        sum_points(points, 3, m)
+        sum_taps(points, m)
         for i in range(3):
             half[i * points + j] = m[i]
     for i in range(3):
-        sum_points(points, 3, half + i * points)
+        sum_taps(points, half + i * points)
         for j in range(3):
             taps[i * 3 + j] = half[i * points + j]
 
@@ -158,9 +158,9 @@ cdef void run_unit(const Work* w, const Sizes* z, Py_ssize_t group, Py_ssize_t b
         lane = 0
         while lane < smaller(NR, w.g.channels - channel):
             if w.points == 6:
-                sum_taps(6, sums + k * NR + lane, z.sums_point, taps)
+                sum_tile(6, sums + k * NR + lane, z.sums_point, taps)
             else:
-                sum_taps(4, sums + k * NR + lane, z.sums_point, taps)
+                sum_tile(4, sums + k * NR + lane, z.sums_point, taps)
             out = w.out + group * w.g.weight_group + (filter + k) * w.g.weight_row
             out += (channel + lane) * w.g.weight_channel
             missing = add_taps(w, taps, smaller(VL, w.g.channels - channel - lane), block == 0, out, missing)
@@ -194,10 +194,11 @@ cdef void run_group(const Work* w, const Sizes* z, Py_ssize_t group, const real*
         for block in range(w.blocks):
             for unit in prange(grad_units + value_units, schedule="dynamic"):
                 if unit < grad_units:
-                    transform_some(w, &grad, unit * VL, block, FILTERS, z.grad_panel, z.grad_point, strip, grads)
+                    transform_some(True, w, &grad, unit * VL, block, FILTERS, z.grad_panel, z.grad_point, strip,
+                                   grads)
                 else:
-                    transform_some(w, &input, (unit - grad_units) * VL, block, NR, z.value_panel, z.value_point,
-                                   strip, values)
+                    transform_some(False, w, &input, (unit - grad_units) * VL, block, NR, z.value_panel,
+                                   z.value_point, strip, values)
             for unit in prange(z.filter_panels * z.channel_panels, schedule="static"):
                 run_unit(w, z, group, block, unit, grads, values, strip + z.strip, broken)
         restore_denormals(mode)

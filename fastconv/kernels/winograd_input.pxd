@@ -11,7 +11,7 @@ from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry
 from fastconv.kernels.shifted_strip cimport fill_pixels
 from fastconv.kernels.simd cimport VL, prefetch_write, real, vec, vload, vstore, vzero
-from fastconv.kernels.winograd_points cimport MOST_POINTS, input_points, weight_points
+from fastconv.kernels.winograd_points cimport MOST_POINTS, grad_points, input_points
 from fastconv.kernels.winograd_work cimport Run, Work, line_size, run_at
 
 
@@ -55,31 +55,29 @@ cdef inline Source input_source(const Work* w, Py_ssize_t group, const real* zer
     return s
 
 
-cdef inline void transform_tile(const int points, const int reach, const real** lines, Py_ssize_t at, real* to,
-                                Py_ssize_t point, Py_ssize_t next) noexcept nogil:
-    """A tile of fewer than `points` values is one of a gradient, which takes the part of the weights.
+cdef inline void transform_line(const int points, const bint grad, vec* d) noexcept nogil:
+    if grad:
+        grad_points(points, d)
+    else:
+        input_points(points, d)
 
-    The next tile's stores, `next` elements on, are fetched for writing: they took 1.3 times as long without.
-    """
+
+cdef inline void transform_tile(const int points, const bint grad, const real** lines, Py_ssize_t at, real* to,
+                                Py_ssize_t point, Py_ssize_t next) noexcept nogil:
+    """The next tile's stores, `next` elements on, are fetched for writing: they took 1.3 times as long without."""
     cdef vec[MOST_POINTS * MOST_POINTS] half
     cdef vec[MOST_POINTS] d
-    cdef int i, j
+    cdef int i, j, reach = points - 2 if grad else points
     for j in range(reach):
         for i in range(reach):
             d[i] = vload(lines[i] + at + j * VL)
         for i in range(points):
             prefetch_write(to + next + (i * points + j) * point)
-        if reach == points:
-            input_points(points, d)
-        else:
-            weight_points(points, reach, d)
+        transform_line(points, grad, d)
         for i in range(points):
             half[i * points + j] = d[i]
     for i in range(points):
-        if reach == points:
-            input_points(points, half + i * points)
-        else:
-            weight_points(points, reach, half + i * points)
+        transform_line(points, grad, half + i * points)
         for j in range(points):
             vstore(to + (i * points + j) * point, half[i * points + j])
 
@@ -116,11 +114,11 @@ cdef inline void fill_lines(const Work* w, const Source* s, const Run* r, Py_ssi
         clear_pixels(lines[i] + (before + inside) * VL, columns - before - inside)
 
 
-cdef inline void transform_run(const int points, const int reach, const int outputs, Py_ssize_t count,
-                               const real** lines, real* to, const Target* t) noexcept nogil:
+cdef inline void transform_run(const int outputs, const bint grad, Py_ssize_t count, const real** lines, real* to,
+                               const Target* t) noexcept nogil:
     cdef Py_ssize_t tile
     for tile in range(count):
-        transform_tile(points, reach, lines, tile * outputs * VL, to + tile * t.row, t.point, t.row)
+        transform_tile(outputs + 2, grad, lines, tile * outputs * VL, to + tile * t.row, t.point, t.row)
 
 
 cdef inline bint continues(const Run* r, const Run* before) noexcept nogil:
@@ -129,9 +127,10 @@ cdef inline bint continues(const Run* r, const Run* before) noexcept nogil:
             and before.row + 1 == r.row)
 
 
-cdef inline void transform_tiles(const Work* w, const Source* s, Py_ssize_t channel, Py_ssize_t first,
-                                 Py_ssize_t last, real* strip, const Target* t) noexcept nogil:
-    """VL channels of tiles first .. last - 1."""
+cdef inline void transform_tiles(const int largest, const bint grad, const Work* w, const Source* s,
+                                 Py_ssize_t channel, Py_ssize_t first, Py_ssize_t last, real* strip,
+                                 const Target* t) noexcept nogil:
+    """VL channels of tiles first .. last - 1, which have at most `largest` outputs along an axis."""
     cdef Py_ssize_t tile = first
     cdef real* lines[MOST_POINTS]
     cdef real* kept[MOST_POINTS]
@@ -152,15 +151,11 @@ cdef inline void transform_tiles(const Work* w, const Source* s, Py_ssize_t chan
                 lines[i] = kept[i]
         fill_lines(w, s, &r, channel, known, lines)
         to = t.to + (tile - first) * t.row
-        if w.points == 6:
-            if s.reach == 6:
-                transform_run(6, 6, 4, r.count, <const real**> lines, to, t)
-            else:
-                transform_run(6, 4, 4, r.count, <const real**> lines, to, t)
-        else:
-            if s.reach == 4:
-                transform_run(4, 4, 2, r.count, <const real**> lines, to, t)
-            else:
-                transform_run(4, 2, 2, r.count, <const real**> lines, to, t)
+        if w.outputs == 4:
+            transform_run(4, grad, r.count, <const real**> lines, to, t)
+        elif w.outputs == 2:
+            transform_run(2, grad, r.count, <const real**> lines, to, t)
+        elif largest == 6:
+            transform_run(6, grad, r.count, <const real**> lines, to, t)
         before = r
         tile += r.count

@@ -17,26 +17,26 @@ from fastconv.kernels.winograd_points cimport MOST_POINTS, sum_points
 from fastconv.kernels.winograd_work cimport Run, Work, run_at
 
 
-cdef inline void sum_tile(const int points, const int outputs, const real* products, Py_ssize_t point,
-                          vec bias, vec* sums) noexcept nogil:
+cdef inline void sum_tile(const int outputs, const real* products, Py_ssize_t point, vec bias,
+                          vec* sums) noexcept nogil:
+    cdef int points = outputs + 2
     cdef vec[MOST_POINTS * MOST_POINTS] half
     cdef vec[MOST_POINTS] m
     cdef int i, j
     for j in range(points):
         for i in range(points):
             m[i] = vload(products + (i * points + j) * point)
-        sum_points(points, outputs, m)
+        sum_points(points, m)
         for i in range(outputs):
             half[i * points + j] = m[i]
     for i in range(outputs):
-        sum_points(points, outputs, half + i * points)
+        sum_points(points, half + i * points)
         for j in range(outputs):
             sums[i * outputs + j] = vadd(half[i * points + j], bias)
 
 
-cdef inline vec sum_run(const int points, const int outputs, const real* products, Py_ssize_t row, Py_ssize_t point,
-                        vec bias, Py_ssize_t count, Py_ssize_t rows, Py_ssize_t columns,
-                        real* results) noexcept nogil:
+cdef inline vec sum_run(const int outputs, const real* products, Py_ssize_t row, Py_ssize_t point, vec bias,
+                        Py_ssize_t count, Py_ssize_t rows, Py_ssize_t columns, real* results) noexcept nogil:
     """results[y][x][lane] of a run of tiles, its last tile cut off at `columns`; lanes of the sum that is
     returned are zero where all are finite."""
     cdef vec[MOST_POINTS * MOST_POINTS] sums
@@ -44,7 +44,7 @@ cdef inline vec sum_run(const int points, const int outputs, const real* product
     cdef Py_ssize_t tile, inside
     cdef int y, x
     for tile in range(count):
-        sum_tile(points, outputs, products + tile * row, point, bias, sums)
+        sum_tile(outputs, products + tile * row, point, bias, sums)
         inside = columns - tile * outputs
         for y in range(outputs):
             for x in range(outputs):
@@ -125,6 +125,7 @@ cdef inline void transform_products(const Work* w, Py_ssize_t group, Py_ssize_t 
     cdef const real* bias = w.bias + group * g.rows + row if w.bias != NULL else NULL
     cdef vec start = vload_first(bias, lanes) if bias != NULL else vzero()
     cdef vec found
+    cdef const real* source
     cdef real* out
     cdef Run r
     while tile < last:
@@ -133,12 +134,13 @@ cdef inline void transform_products(const Work* w, Py_ssize_t group, Py_ssize_t 
         columns = smaller(r.count * w.outputs, g.out_size[2] - r.column * w.outputs)
         out = w.out + r.image * g.out_image + group * g.out_group + row * g.out_row
         out += r.row * w.outputs * g.out_axis[1] + r.column * w.outputs
-        if w.points == 6:
-            found = sum_run(6, 4, products + (tile - first) * w.product_row, w.product_row, NR, start, r.count,
-                            rows, columns, results)
+        source = products + (tile - first) * w.product_row
+        if w.outputs == 4:
+            found = sum_run(4, source, w.product_row, NR, start, r.count, rows, columns, results)
+        elif w.outputs == 2:
+            found = sum_run(2, source, w.product_row, NR, start, r.count, rows, columns, results)
         else:
-            found = sum_run(4, 2, products + (tile - first) * w.product_row, w.product_row, NR, start, r.count,
-                            rows, columns, results)
+            found = sum_run(6, source, w.product_row, NR, start, r.count, rows, columns, results)
         if vsum(found) != 0:
             mend_run(w, &r, w.input + r.image * g.in_image + group * g.in_group,
                      w.weight + group * g.weight_group + row * g.weight_row, bias, lanes, rows, columns, results)

@@ -1,9 +1,11 @@
 """One-dimensional Winograd transforms of vectors: a convolution becomes a product of values at points.
 
-    outputs = sum_points(weight_points(taps) * input_points(inputs)),   points = outputs + taps - 1
+    outputs = sum_points(weight_points(weights) * input_points(inputs)),   points = outputs + 2
+    weight gradient = sum_taps(grad_points(grad_outputs) * input_points(inputs))
 
-4 points are 0, 1, -1 and infinity; 6 are 0, p, -p, q, -q and infinity with p = sqrt(1/2) and q = sqrt(2), whose
-rounding errors are a quarter of those of 1 and 2. What divides the products is part of the weights' transform.
+4 points are 0, 1, -1 and infinity; 6 are 0, 5/8, -5/8, 3/2, -3/2 and infinity, whose rounding errors are a quarter of
+those of 1 and 2; 8 are 0, 1/2, -1/2, 1, -1, 2, -2 and infinity. The constants of input_points are exact. What divides
+the products is part of the weights' transform, and of weight gradients that of the sums: no rounding more for either.
 fastconv/winograd.py derives the matrices from the points, and the tests compare.
 
 A point and its negative share their even and their odd half: 12 operations for 6 points. All work in place.
@@ -12,7 +14,7 @@ A point and its negative share their even and their odd half: 12 operations for 
 from fastconv.kernels.simd cimport real, vadd, vec, vfma, vmul, vset1, vsub
 
 cdef enum:
-    MOST_POINTS = 6  # along an axis
+    MOST_POINTS = 8  # along an axis
 
 
 cdef inline vec scaled(double factor, vec a) noexcept nogil:
@@ -26,7 +28,7 @@ cdef inline vec plus(vec a, double factor, vec b) noexcept nogil:
 
 cdef inline void input_points(const int points, vec* d) noexcept nogil:
     """Values, up to what divides them, of the polynomials that vanish at all points but one."""
-    cdef vec even, odd, near_even, near_odd
+    cdef vec even, odd, near_even, near_odd, far_even, far_odd
     if points == 4:
         even = d[2]
         odd = d[1]
@@ -34,59 +36,127 @@ cdef inline void input_points(const int points, vec* d) noexcept nogil:
         d[3] = vsub(d[3], d[1])
         d[1] = vadd(even, odd)
         d[2] = vsub(even, odd)
+    elif points == 6:
+        near_even = plus(d[4], -2.25, d[2])
+        near_odd = plus(d[3], -2.25, d[1])
+        far_even = plus(d[4], -0.390625, d[2])
+        far_odd = plus(d[3], -0.390625, d[1])
+        d[0] = plus(plus(d[4], 0.87890625, d[0]), -2.640625, d[2])
+        d[5] = plus(plus(d[5], 0.87890625, d[1]), -2.640625, d[3])
+        d[1] = plus(near_even, 0.625, near_odd)
+        d[2] = plus(near_even, -0.625, near_odd)
+        d[3] = plus(far_even, 1.5, far_odd)
+        d[4] = plus(far_even, -1.5, far_odd)
     else:
-        near_even = plus(d[4], -2, d[2])
-        near_odd = plus(d[3], -2, d[1])
-        even = plus(d[4], -0.5, d[2])
-        odd = plus(d[3], -0.5, d[1])
-        d[0] = plus(vadd(d[0], d[4]), -2.5, d[2])
-        d[5] = plus(vadd(d[1], d[5]), -2.5, d[3])
-        d[1] = plus(near_even, 0.70710678118654752440, near_odd)
-        d[2] = plus(near_even, -0.70710678118654752440, near_odd)
-        d[3] = plus(even, 1.41421356237309504880, odd)
-        d[4] = plus(even, -1.41421356237309504880, odd)
+        near_even = plus(plus(d[6], -5, d[4]), 4, d[2])
+        near_odd = plus(plus(d[5], -5, d[3]), 4, d[1])
+        even = plus(vadd(d[2], d[6]), -4.25, d[4])
+        odd = plus(vadd(d[1], d[5]), -4.25, d[3])
+        far_even = plus(plus(d[6], -1.25, d[4]), 0.25, d[2])
+        far_odd = plus(plus(d[5], -1.25, d[3]), 0.25, d[1])
+        d[0] = plus(vsub(d[0], d[6]), 5.25, vsub(d[4], d[2]))
+        d[7] = plus(vsub(d[7], d[1]), 5.25, vsub(d[3], d[5]))
+        d[1] = plus(near_even, 0.5, near_odd)
+        d[2] = plus(near_even, -0.5, near_odd)
+        d[3] = vadd(even, odd)
+        d[4] = vsub(even, odd)
+        d[5] = plus(far_even, 2, far_odd)
+        d[6] = plus(far_even, -2, far_odd)
 
 
-cdef inline void weight_points(const int points, const int taps, vec* g) noexcept nogil:
-    """The polynomial of the taps at each point, divided by the product of the distances to the others."""
-    cdef vec even, odd, far_even, far_odd, last = g[taps - 1]
+cdef inline void weight_points(const int points, vec* g) noexcept nogil:
+    """The polynomial of three taps at each point, divided by the product of the distances to the others."""
+    cdef vec even, near_even, far_even, odd = g[1], last = g[2]
     if points == 4:
-        even = scaled(0.5, vadd(g[0], g[2]) if taps == 3 else g[0])
-        odd = scaled(0.5, g[1])
-        g[1] = vadd(even, odd)
-        g[2] = vsub(even, odd)
+        even = scaled(0.5, vadd(g[0], last))
+        g[1] = plus(even, 0.5, odd)
+        g[2] = plus(even, -0.5, odd)
         g[3] = last
-    else:
-        even = scaled(-2.0 / 3, plus(g[0], 0.5, g[2]))
-        far_even = scaled(1.0 / 6, plus(g[0], 2, g[2]))
-        odd = plus(g[1], 0.5, g[3]) if taps == 4 else g[1]
-        far_odd = plus(g[1], 2, g[3]) if taps == 4 else g[1]
-        g[1] = plus(even, -2.0 / 3 * 0.70710678118654752440, odd)
-        g[2] = plus(even, 2.0 / 3 * 0.70710678118654752440, odd)
-        g[3] = plus(far_even, 1.0 / 6 * 1.41421356237309504880, far_odd)
-        g[4] = plus(far_even, -1.0 / 6 * 1.41421356237309504880, far_odd)
+    elif points == 6:
+        near_even = scaled(-2048.0 / 2975, plus(g[0], 0.390625, last))
+        far_even = scaled(128.0 / 1071, plus(g[0], 2.25, last))
+        g[0] = scaled(256.0 / 225, g[0])
+        g[1] = plus(near_even, -256.0 / 595, odd)
+        g[2] = plus(near_even, 256.0 / 595, odd)
+        g[3] = plus(far_even, 64.0 / 357, odd)
+        g[4] = plus(far_even, -64.0 / 357, odd)
         g[5] = last
+    else:
+        near_even = scaled(32.0 / 45, plus(g[0], 0.25, last))
+        even = scaled(-2.0 / 9, vadd(g[0], last))
+        far_even = scaled(1.0 / 90, plus(g[0], 4, last))
+        g[1] = plus(near_even, 16.0 / 45, odd)
+        g[2] = plus(near_even, -16.0 / 45, odd)
+        g[3] = plus(even, -2.0 / 9, odd)
+        g[4] = plus(even, 2.0 / 9, odd)
+        g[5] = plus(far_even, 1.0 / 45, odd)
+        g[6] = plus(far_even, -1.0 / 45, odd)
+        g[7] = last
 
 
-cdef inline void sum_points(const int points, const int outputs, vec* m) noexcept nogil:
-    """Powers of the points, summed: the first `outputs` of m are results."""
-    cdef vec even, odd, far_even, far_odd
+cdef inline void sum_points(const int points, vec* m) noexcept nogil:
+    """Powers of the points, summed: the first `points` - 2 of m are outputs."""
+    cdef vec even, odd, near_even, near_odd, far_even, far_odd
     if points == 4:
         even = vadd(m[1], m[2])
         odd = vsub(m[1], m[2])
         m[0] = vadd(m[0], even)
-        m[1] = vadd(odd, m[3]) if outputs == 2 else odd
-        if outputs == 3:
-            m[2] = vadd(even, m[3])
-    else:
-        even = vadd(m[1], m[2])
-        odd = vsub(m[1], m[2])
+        m[1] = vadd(odd, m[3])
+    elif points == 6:
+        near_even = vadd(m[1], m[2])
+        near_odd = vsub(m[1], m[2])
         far_even = vadd(m[3], m[4])
         far_odd = vsub(m[3], m[4])
-        m[0] = vadd(vadd(m[0], even), far_even)
-        m[1] = plus(scaled(0.70710678118654752440, odd), 1.41421356237309504880, far_odd)
-        m[2] = plus(scaled(0.5, even), 2, far_even)
-        if outputs == 3:
-            m[2] = vadd(m[2], m[5])
-        else:
-            m[3] = plus(plus(m[5], 0.35355339059327376220, odd), 2.82842712474619009760, far_odd)
+        m[0] = vadd(vadd(m[0], near_even), far_even)
+        m[1] = plus(scaled(0.625, near_odd), 1.5, far_odd)
+        m[2] = plus(scaled(0.390625, near_even), 2.25, far_even)
+        m[3] = plus(plus(m[5], 0.244140625, near_odd), 3.375, far_odd)
+    else:
+        near_even = vadd(m[1], m[2])
+        near_odd = vsub(m[1], m[2])
+        even = vadd(m[3], m[4])
+        odd = vsub(m[3], m[4])
+        far_even = vadd(m[5], m[6])
+        far_odd = vsub(m[5], m[6])
+        m[0] = vadd(vadd(m[0], near_even), vadd(even, far_even))
+        m[1] = plus(plus(odd, 0.5, near_odd), 2, far_odd)
+        m[2] = plus(plus(even, 0.25, near_even), 4, far_even)
+        m[3] = plus(plus(odd, 0.125, near_odd), 8, far_odd)
+        m[4] = plus(plus(even, 0.0625, near_even), 16, far_even)
+        m[5] = plus(plus(vadd(odd, m[7]), 0.03125, near_odd), 32, far_odd)
+
+
+cdef inline void grad_points(const int points, vec* g) noexcept nogil:
+    """The polynomial of `points` - 2 gradients at each point."""
+    cdef vec even, odd, far_even, far_odd
+    if points == 4:
+        even = g[0]
+        odd = g[1]
+        g[1] = vadd(even, odd)
+        g[2] = vsub(even, odd)
+        g[3] = odd
+    else:
+        even = plus(g[0], 0.390625, g[2])
+        odd = plus(g[1], 0.390625, g[3])
+        far_even = plus(g[0], 2.25, g[2])
+        far_odd = plus(g[1], 2.25, g[3])
+        g[5] = g[3]
+        g[1] = plus(even, 0.625, odd)
+        g[2] = plus(even, -0.625, odd)
+        g[3] = plus(far_even, 1.5, far_odd)
+        g[4] = plus(far_even, -1.5, far_odd)
+
+
+cdef inline void sum_taps(const int points, vec* m) noexcept nogil:
+    """Powers of the points over the product of their distances, summed: the first three of m are taps."""
+    cdef vec even = vadd(m[1], m[2]), odd = vsub(m[1], m[2]), far_even, far_odd
+    if points == 4:
+        m[0] = plus(m[0], 0.5, even)
+        m[1] = scaled(0.5, odd)
+        m[2] = plus(m[3], 0.5, even)
+    else:
+        far_even = vadd(m[3], m[4])
+        far_odd = vsub(m[3], m[4])
+        m[0] = plus(plus(scaled(256.0 / 225, m[0]), -2048.0 / 2975, even), 128.0 / 1071, far_even)
+        m[1] = plus(scaled(64.0 / 357, far_odd), -256.0 / 595, odd)
+        m[2] = plus(m[5], 32.0 / 119, vsub(far_even, even))

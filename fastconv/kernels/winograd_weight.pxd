@@ -10,10 +10,9 @@ from fastconv.kernels.simd cimport (
     NR, VL, prefetch_near, prefetch_write, real, vec, vload_first, vstore, vtranspose, vzero,
 )
 from fastconv.kernels.winograd_points cimport MOST_POINTS, weight_points
-from fastconv.kernels.winograd_work cimport Work, panel_lanes
+from fastconv.kernels.winograd_work cimport TAPS, Work, panel_lanes
 
 cdef enum:
-    TAPS = 9
     AHEAD = 7  # channels: rows of weights lie too far apart for the prefetchers
 
 
@@ -49,13 +48,13 @@ cdef inline void transform_taps(const int points, vec* taps, real* to, Py_ssize_
     for j in range(3):
         for i in range(3):
             g[i] = taps[i * 3 + j]
-        weight_points(points, 3, g)
+        weight_points(points, g)
         for i in range(points):
             half[i * 3 + j] = g[i]
     for i in range(points):
         for j in range(3):
             g[j] = half[i * 3 + j]
-        weight_points(points, 3, g)
+        weight_points(points, g)
         for j in range(points):
             vstore(to + (i * points + j) * point, g[j])
             prefetch_write(to + (i * points + j) * point + next)
@@ -73,6 +72,8 @@ cdef inline void transform_weights(const Work* w, const real* group, Py_ssize_t 
                       larger(w.g.rows - row, 0), AHEAD * w.g.weight_channel, w.tap, taps)
             if w.points == 6:
                 transform_taps(6, taps, to + (c - first) * lanes + lane, point, 2 * lanes)
-            else:
+            elif w.points == 4:
                 transform_taps(4, taps, to + (c - first) * lanes + lane, point, 2 * lanes)
+            else:
+                transform_taps(8, taps, to + (c - first) * lanes + lane, point, 2 * lanes)
         lane += VL

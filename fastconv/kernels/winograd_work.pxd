@@ -11,19 +11,20 @@ A tile's points lie together: spread over as many pages as there are points they
 TLB. Tiles lie an odd number of cache lines apart: rows of a register tile would else fall into few sets.
 """
 
+from fastconv.kernels.gemm_micro cimport LINE
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport NR, VL, real
 
 cdef enum:
-    LINE = 64 // sizeof(real)
+    TAPS = 9
 
 
 cdef struct Work:
     const Geometry* g
     int points                   # along an axis
     int outputs
-    Py_ssize_t[9] tap            # where the weight of each tap lies, in the order of the input
+    Py_ssize_t[TAPS] tap          # where the weight of each tap lies, in the order of the input
     Py_ssize_t first_row         # of the input that the first tile meets, counted from the image's
     Py_ssize_t first_column
     Py_ssize_t tile_rows         # of a plane
