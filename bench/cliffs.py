@@ -2,7 +2,8 @@
 
 Every kernel size, stride, dilation and number of channels of the grid, most of which no network has: the
 place to look for a shape that falls off. Both libraries run in one process, taking turns, on one thread each
-time; the shortest of several runs counts.
+time; the shortest of several runs counts. A cell that looks slow is measured again, so that a moment in which
+the machine was busy is no cliff: the shortest times of all its measurements count, for both.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ CHANNELS = (1, 3, 8, 32, 100)
 SIDE = 48  # of the map
 TOLERANCE = 1.1  # slower than this many times PyTorch's time is a cliff
 SECONDS, LEAST_RUNS = 0.01, 3  # of each library in a cell
+AGAIN = 3  # times that a slow cell is measured at most
 
 
 class Cell(NamedTuple):
@@ -97,7 +99,11 @@ def run(options: argparse.Namespace) -> int:
     rng, found = np.random.default_rng(0), []
     with fastconv.threads(1), torch.no_grad():
         for cell in tqdm(cells()):
-            found.append([*cell, *measure(cell, rng)])
+            ours, theirs = measure(cell, rng)
+            for _ in range(AGAIN):
+                if ours > TOLERANCE * theirs:
+                    ours, theirs = map(min, (ours, theirs), measure(cell, rng))
+            found.append([*cell, ours, theirs])
     path = results.RESULTS / "cliffs" / f"{machine.cpu_slug()}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine.describe(), "cells": found}) + "\n")

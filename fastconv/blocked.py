@@ -49,11 +49,10 @@ def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
     if direction == "input_grad":
         rows, depth = problem.group_in, problem.group_out * prod(problem.kernel)
         width = -(-problem.in_size[-1] // problem.stride[-1])
-    used = lanes_used(rows, problem.groups, dtype)
-    alone = problem.groups == 1
     if 0 in (width, rows, depth) or prod(problem.kernel) == 1:
         return 0.0
-    if alone and (depth < LEAST_DEPTH or used < FULL):
+    used = lanes_used(rows, problem.groups, dtype)
+    if problem.groups == 1 and (depth < LEAST_DEPTH or used < FULL):
         return 0.0
     busy: float = width / (-(-width // vector) * vector)
     if machine.has_halves():

@@ -75,7 +75,7 @@ def set_winograd(on: bool) -> None:
     --------
     >>> import fastconv
     >>> fastconv.set_winograd(False)
-    >>> fastconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3), padding=1).algorithm
+    >>> fastconv.plan_conv2d((1, 64, 48, 48), (64, 64, 3, 3), padding=1).algorithm
     'gemm'
     >>> fastconv.set_winograd(True)
     """

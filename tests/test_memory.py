@@ -141,7 +141,8 @@ def test_workspace_is_bounded_whatever_the_layer(kernel, threads, batch):
     """For the largest layers of VGG and ResNet, and dense ones written as convolutions.
 
     Sums that wait between depth blocks take rows times pixels of a tile, for each thread; packed
-    weights come on top once.
+    weights come on top once. Of tiles of 6x6, which no plan takes by itself, 16 filters of 4,096 channels
+    have 64 points each: 32 MiB in double precision.
     """
     if kernel.algorithm == "im2col":
         pytest.skip("the textbook form stores its matrix: that is what it is for")
@@ -156,7 +157,8 @@ def test_workspace_is_bounded_whatever_the_layer(kernel, threads, batch):
         problem = fitting(problem, kernel.algorithm)
         for dtype in (np.float32, np.float64):
             step = plan.plan_conv(problem.problem, kernel.direction, np.dtype(dtype), kernel.algorithm)
-            assert step.workspace_for(threads) <= (16 << 20) * threads + (12 << 20)
+            once = (32 if kernel.algorithm == "winograd_f6x6_3x3" else 12) << 20
+            assert step.workspace_for(threads) <= (16 << 20) * threads + once
 
 
 PEAK = """
