@@ -16,11 +16,11 @@ from fastconv.kernels.gemm_band cimport Band, list_offsets, list_slots, shape_ba
 from fastconv.kernels.gemm_cut cimport (
     Partition, aligned, cut, depth_of, is_swept, panels_size, sums_row, sums_size, tables_size, thread_size,
 )
-from fastconv.kernels.gemm_micro cimport BANDED, BLOCKS, COLUMNS, FUSED, ROWS, WIDEST, Slot, Tile, micro_kernel
+from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, in_order, is_dense, larger, pack_weights, plane_size, row_blocks, row_start, smaller,
 )
-from fastconv.kernels.gemm_task cimport IN_PLACE_ROWS, PACKED, Source, Task, run_task
+from fastconv.kernels.gemm_task cimport PACKED, Source, Task, run_task
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
     MR, VL, flush_denormals, real, restore_denormals, stream_fence, vec, vfma, vload, vload_first, vsum, vzero,
@@ -29,23 +29,6 @@ from fastconv.kernels.simd cimport (
 cdef enum:
     SLICE = 8  # channels that a thread packs at a time
     SWEPT_BYTES = 24 << 10  # of a band, half of a first-level cache; not swept
-
-
-# The micro-kernel in four functions: the time that gcc takes grows with the square of their size.
-cdef void multiply_rows(int rows, int vectors, Tile* tile) noexcept nogil:
-    micro_kernel(ROWS, FUSED, rows, vectors, tile)
-
-
-cdef void multiply_columns(int rows, int vectors, Tile* tile) noexcept nogil:
-    micro_kernel(COLUMNS, FUSED, rows, vectors, tile)
-
-
-cdef void multiply_blocks(int rows, int vectors, Tile* tile) noexcept nogil:
-    micro_kernel(BLOCKS, FUSED, rows, vectors, tile)
-
-
-cdef void multiply_bands(int rows, int vectors, Tile* tile) noexcept nogil:
-    micro_kernel(BLOCKS, BANDED, rows, vectors, tile)
 
 
 cdef bint planes_are_dense(const Geometry* g) noexcept nogil:
@@ -286,9 +269,6 @@ def conv(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray 
         task.bias = <const real*> cnp.PyArray_DATA(<cnp.ndarray> bias)
     task.out = <real*> cnp.PyArray_DATA(out) + g.out_offset
     task.source = <Source> source
-    task.multiply_panels = (multiply_blocks if task.source == PACKED
-                            else multiply_rows if task.source == IN_PLACE_ROWS else multiply_columns)
-    task.multiply_bands = multiply_bands
     task.packed_block = 0
     task.packed_rows = g.rows
     scratch += -<Py_ssize_t> scratch & 63

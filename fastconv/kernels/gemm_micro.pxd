@@ -346,18 +346,18 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
         t.tiles -= 1
 
 
-cdef inline void tiles_of_height(const int rows, const Left left, const Right right, int vectors,
+cdef inline void tiles_of_height(const int rows, const Left left, const bint packed, int vectors,
                                  Tile* t) noexcept nogil:
-    if right == BANDED:
-        if t.halves and SHIFTS:
-            tiles(rows, most_vectors(rows, True), left, HALVES, t)
-        elif vectors == widest(rows):
+    if not packed and left == BLOCKS and t.halves and SHIFTS:
+        tiles(rows, most_vectors(rows, True), left, HALVES, t)
+    elif not packed and left == BLOCKS and t.offsets != NULL:
+        if vectors == widest(rows):
             tiles(rows, widest(rows), left, BANDED, t)
         elif widest(rows) > NV:
             tiles(rows, NV, left, BANDED, t)
         else:
             tiles(rows, 1, left, BANDED, t)
-    elif right == FUSED and t.image != NULL:
+    elif not packed and t.image != NULL:
         tiles(rows, 2, left, FUSED, t)
     elif vectors == 2:
         tiles(rows, 2, left, PANEL, t)
@@ -365,40 +365,40 @@ cdef inline void tiles_of_height(const int rows, const Left left, const Right ri
         tiles(rows, 1, left, PANEL, t)
 
 
-cdef inline void micro_kernel(const Left left, const Right right, int rows, int vectors, Tile* t) noexcept nogil:
+cdef inline void micro_kernel(const Left left, const bint packed, int rows, int vectors, Tile* t) noexcept nogil:
     """One instance of `tiles` for each height: M is cut into even blocks, so that none is wasted.
 
-    Its callers say whether b is a PANEL, or FUSED where it has an image, or BANDED, and compile no other instances.
+    Those who only ever have b packed say so, and are spared two thirds of the instances.
     """
     if rows == 1:
-        tiles_of_height(1, left, right, vectors, t)
+        tiles_of_height(1, left, packed, vectors, t)
     elif rows == 2:
-        tiles_of_height(2, left, right, vectors, t)
+        tiles_of_height(2, left, packed, vectors, t)
     elif rows == 3:
-        tiles_of_height(3, left, right, vectors, t)
+        tiles_of_height(3, left, packed, vectors, t)
     elif rows == 4:
-        tiles_of_height(4, left, right, vectors, t)
+        tiles_of_height(4, left, packed, vectors, t)
     elif rows == 5:
-        tiles_of_height(5, left, right, vectors, t)
+        tiles_of_height(5, left, packed, vectors, t)
     elif rows == 6:
-        tiles_of_height(6, left, right, vectors, t)
+        tiles_of_height(6, left, packed, vectors, t)
     elif MR > 6:
         if rows == 7:
-            tiles_of_height(7, left, right, vectors, t)
+            tiles_of_height(7, left, packed, vectors, t)
         elif rows == 8:
-            tiles_of_height(8, left, right, vectors, t)
+            tiles_of_height(8, left, packed, vectors, t)
         elif rows == 9:
-            tiles_of_height(9, left, right, vectors, t)
+            tiles_of_height(9, left, packed, vectors, t)
         elif rows == 10:
-            tiles_of_height(10, left, right, vectors, t)
+            tiles_of_height(10, left, packed, vectors, t)
         elif rows == 11:
-            tiles_of_height(11, left, right, vectors, t)
+            tiles_of_height(11, left, packed, vectors, t)
         elif rows == 12:
-            tiles_of_height(12, left, right, vectors, t)
+            tiles_of_height(12, left, packed, vectors, t)
         elif rows == 13:
-            tiles_of_height(13, left, right, vectors, t)
+            tiles_of_height(13, left, packed, vectors, t)
         else:
-            tiles_of_height(14, left, right, vectors, t)
+            tiles_of_height(14, left, packed, vectors, t)
 
 
 cdef inline void run_rows(const Left left, Py_ssize_t rows, Py_ssize_t stride, int vectors, Tile* t) noexcept nogil:
@@ -412,4 +412,4 @@ cdef inline void run_rows(const Left left, Py_ssize_t rows, Py_ssize_t stride, i
         t.tiles = rows % blocks if higher else blocks - rows % blocks
         t.a_next = (height + higher) * stride
         stack(height + higher, t)
-        micro_kernel(left, PANEL, <int> (height + higher), vectors, t)
+        micro_kernel(left, True, <int> (height + higher), vectors, t)

@@ -7,7 +7,8 @@ the micro-kernel, and what it returns goes to the output, or waits for the next 
 from fastconv.kernels.gemm_band cimport IN_HALVES, Band, fill_band, lanes_of_slot, live_taps
 from fastconv.kernels.gemm_cut cimport columns_of, depth_of
 from fastconv.kernels.gemm_micro cimport (
-    LINE, WIDEST, Ahead, Slot, Tile, follow_slots, line_up, most_vectors, stack, widest,
+    BLOCKS, COLUMNS, LINE, ROWS, WIDEST, Ahead, Slot, Tile, follow_slots, line_up, micro_kernel, most_vectors, stack,
+    widest,
 )
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels, panel_width,
@@ -28,10 +29,6 @@ cdef enum Source:
     PACKED = 2
 
 
-# The micro-kernel: `tile.tiles` tiles of so many rows and vectors.
-ctypedef void (*Multiply)(int rows, int vectors, Tile* tile) noexcept nogil
-
-
 cdef struct Task:
     const Geometry* geometry
     const Tap* taps
@@ -41,8 +38,6 @@ cdef struct Task:
     const real* bias
     real* out
     Source source
-    Multiply multiply_panels     # by weights of this source
-    Multiply multiply_bands
     bint side_by_side            # outputs of one channel and image lie so
     bint skips                   # taps that meet nothing but the padding: their weights are finite
     bint dense                   # full panels are packed by the first tile that reads them
@@ -111,6 +106,15 @@ cdef inline void store_scattered(const Task* task, Py_ssize_t row, Py_ssize_t ro
         for i in range(rows):
             copy_apart(task.out + offset + (row + i) * g.out_row, step, values + i * stride + column, length)
         column += length
+
+
+cdef inline void compute_tiles(Source source, int rows, int vectors, Tile* tile) noexcept nogil:
+    if source == PACKED:
+        micro_kernel(BLOCKS, False, rows, vectors, tile)
+    elif source == IN_PLACE_ROWS:
+        micro_kernel(ROWS, False, rows, vectors, tile)
+    else:
+        micro_kernel(COLUMNS, False, rows, vectors, tile)
 
 
 cdef inline Py_ssize_t start_of(const Task* task, Py_ssize_t block) noexcept nogil:
@@ -272,10 +276,7 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
                 line_up(panel.columns, &tile)
         if looks_at_weights:
             look_at_weights(task, row + rows, rows, channel, channels, ahead)
-        if tile.offsets != NULL:
-            task.multiply_bands(<int> rows, panel.vectors, &tile)
-        else:
-            task.multiply_panels(<int> rows, panel.vectors, &tile)
+        compute_tiles(task.source, <int> rows, panel.vectors, &tile)
         tile.image = NULL
         if scattered:
             scatter(task, panel, row, rows, values)
