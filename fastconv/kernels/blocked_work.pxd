@@ -104,7 +104,7 @@ cdef inline void cut(Work* w, const Geometry* passes, Py_ssize_t count, const Ta
 
     Weights are packed for as many panels and bundles at a time as `limit` bytes hold.
     """
-    cdef Py_ssize_t units, lane
+    cdef Py_ssize_t units, least, lane
     cdef const Geometry* g = &w.whole
     w.passes = passes
     w.count = count
@@ -126,14 +126,16 @@ cdef inline void cut(Work* w, const Geometry* passes, Py_ssize_t count, const Ta
     w.rows = g.out_size[1]
     w.band = shape(g, taps, w.rows)
     units = w.bundles * g.batch
-    while w.rows > 1 and (not fits(w) or (threads > 1
-                                          and units * ceil_div(g.out_size[1], w.rows) < UNITS * threads)):
+    least = UNITS * threads if threads > 1 else 1
+    if units < threads <= w.panels and g.out_size[1] < 2 * least:  # few rows, which tiles want in pairs
+        w.parts = least = threads
+    while w.rows > 1 and (not fits(w) or units * w.parts * ceil_div(g.out_size[1], w.rows) < least):
         w.rows = ceil_div(w.rows, 2)
         w.band = shape(g, taps, w.rows)
     w.bands = ceil_div(g.out_size[1], w.rows)
     w.rows = ceil_div(g.out_size[1], w.bands)
     w.band = shape(g, taps, w.rows)
-    if threads > 1 and units * w.bands < threads:
+    if units * w.bands < threads:
         w.parts = smaller(w.panels, threads)
     w.phases = 0
     for lane in range(g.taps):
