@@ -288,8 +288,8 @@ def _choose_direct(
         and channels_fill_vectors(problem, direction, dtype)
     ):
         return "gemm_small", "few pixels: output channels fill the vectors"
-    # Large weights that meet few pixels in a plain call are read in place (512 channels at 14x14, stride 2, two
-    # threads: 1.2 ms, packed 1.5).
+    # Large weights that meet few pixels in a plain call are read in place (512 channels at 14x14, stride 2,
+    # two threads: 1.2 ms, packed 1.5).
     few = problem.batch * prod(problem.out_size) < PACK_PIXELS and not prepared and direction == "forward"
     costly = few and prod(problem.weight_shape) * dtype.itemsize > PACK_LIMIT
     if (
