@@ -39,6 +39,8 @@ GEOMETRY = np.dtype(
 IN_PLACE_ROWS, IN_PLACE_COLUMNS, PACKED = range(3)
 # What `bands` of a geometry says: the last is IN_HALVES of kernels/gemm_band.pxd.
 NO_BANDS, BANDS, HALF_BANDS = range(3)
+# What its `stream` says: outputs fit the caches, or are larger, and rows begin at vectors' boundaries, too.
+FITS, LARGE, STREAMS = range(3)
 
 _Taps = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # of one axis: indices, offsets
 
@@ -116,7 +118,7 @@ def _blocking(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
     if blocks > 1:
         column_bytes += int(geometry["rows"]) * dtype.itemsize
     written = int(geometry["rows"]) * int(geometry["out_size"].prod()) * dtype.itemsize
-    if channels * taps <= SHORT_DEPTH and written > l2_bytes() and not geometry["stream"]:
+    if channels * taps <= SHORT_DEPTH and written > l2_bytes() and geometry["stream"] != STREAMS:
         geometry["row_block"] = WRITTEN_ROWS
     geometry["pixel_block"] = min(max(l2_bytes() // 2 // column_bytes, 64), MOST_PIXELS)
 
@@ -154,24 +156,27 @@ def make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dty
     for name, value in fields.items():
         geometry[name] = value
     geometry["taps"] = len(table)
+    _collapse(geometry, table)
     geometry["stream"] = _streams(geometry, dtype)
     _blocking(geometry, dtype)
-    _collapse(geometry, table)
     geometry["bands"] = _takes_bands(geometry, table, dtype)
     geometry["skips"] = geometry["bands"] != NO_BANDS and _share_in_padding(geometry, table) >= PADDING_SHARE
     return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
 
 
-def _streams(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> bool:
+def _streams(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> int:
     """Are outputs to be written past the caches: so many that this beats reading their lines first?
 
     A line that takes two stores may leave in halves, the more so the less there is to compute between them.
     """
     outputs = int(geometry["batch"]) * int(geometry["out_image"]) * dtype.itemsize
-    vector_bytes = load(dtype).machine.tile()[2] * dtype.itemsize
+    vector: int = load(dtype).machine.tile()[2]
     depth = int(geometry["channels"]) * int(geometry["taps"])
-    in_halves = vector_bytes < LINE and depth < STREAM_DEPTH
-    return outputs >= (STREAM_HALVES_BYTES if in_halves else STREAM_BYTES)
+    in_halves = vector * dtype.itemsize < LINE and depth < STREAM_DEPTH
+    if outputs < (STREAM_HALVES_BYTES if in_halves else STREAM_BYTES):
+        return FITS
+    aligned = all(int(length) % vector == 0 for length in (geometry["out_row"], geometry["out_size"][2]))
+    return STREAMS if aligned else LARGE
 
 
 def _takes_bands(geometry: np.ndarray[Any, Any], table: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> int:

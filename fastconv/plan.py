@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import winograd
-from fastconv.blocked import FULL, gain, lanes_used
+from fastconv import bank, winograd
+from fastconv.blocked import gain
 from fastconv.engine import forget_on_change, load
 from fastconv.passes import (
     PACK_LIMIT,
@@ -23,7 +23,6 @@ from fastconv.passes import (
     forward_pass,
     identity_pass,
     input_grad_passes,
-    padding_shares,
     skip_padding,
 )
 from fastconv.problem import ConvProblem
@@ -32,19 +31,9 @@ from fastconv.threads import get_num_threads
 
 DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
 DEPTHWISE_FLOPS = 2_000  # and up to here where a group has one input channel
-# Images of one channel. Milliseconds by "gemm" and "filter", float32, AVX-512, 1 thread: on 224x224, 32
-# filters 3x3 (6.4 MB of outputs) 0.34 and 1.08, 16 filters 0.22 and 0.20; on 48x48, 100 filters 3x3 0.049 and
-# 0.057, 13x13 0.53 and 0.52. By "depthwise" and "filter", on 224x224: 4 filters 3x3 0.054 and 0.070, 16
-# filters 0.22 and 0.20.
-BANK, BANK_BYTES = 32, 2 << 20  # so many filters with so many bytes of outputs are a matrix product
-LARGE_BANK, LARGE_BANK_TAPS = 64, 100  # so many are one of whatever size, with few taps or stride 2
-FEW_FILTERS, TALL_FILTER, TALL_MAP = 8, 9, 16
-# With 32 filters "blocked" takes 0.9 to 0.55 of the time of "filter" where steps are 2 or 3, and 0.85 to 0.7
-# for 9x9 to 15x15 dilated by 2 and 3.
-OUTSIDE = 0.1  # of the products: with columns of the padding
-# Filters of one channel from which on a matrix product is faster: it reads the image less often. Measured
-# with 8, 32 and 100 filters of 1x1 to 15x15 and strides of 1 to 3 on a 48x48 image; with up to FEW_TAPS it is
-# from half as many on.
+# Filters a group, of one channel, from which on a matrix product is faster: it reads the image less often.
+# Measured with 8, 32 and 100 filters of 1x1 to 15x15 and strides of 1 to 3 on a 48x48 image; with up to
+# FEW_TAPS it is from half as many on.
 MANY_FILTERS = 64
 FEW_TAPS = 9
 SELF_CUT = (
@@ -226,28 +215,6 @@ class Plan:
         return "\n".join(lines)
 
 
-def _choose_for_image(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[str, str]:
-    """The algorithm for filters of images with one channel."""
-    filters, taps = p.out_channels, prod(p.kernel)
-    written = p.batch * filters * prod(p.out_size) * dtype.itemsize
-    rows = p.kernel[0] if p.axes == 2 else 1
-    steps = max(*p.stride, *p.dilation)
-    small = taps <= LARGE_BANK_TAPS and (taps > 1 or steps > 1)
-    if (filters >= BANK and written > BANK_BYTES) or (
-        filters >= LARGE_BANK and (small or max(p.stride) == 2)
-    ):
-        return "gemm", "many filters of one channel: a matrix product"
-    strided = max(p.stride) > 1 and taps >= FEW_TAPS
-    outside = rows >= TALL_FILTER and padding_shares(p)[-1] >= OUTSIDE
-    if filters >= BANK and lanes_used(filters, 1, dtype) >= FULL and (strided or outside):
-        return "blocked", "many filters of one channel fill the vectors"
-    if filters == 1 or steps > 2 or rows >= TALL_FILTER or taps == steps == 1:
-        return "filter", "one channel: filters slide over rows that registers share"
-    if filters >= FEW_FILTERS and p.out_size[0] >= TALL_MAP:
-        return "filter", "one channel: filters slide over rows that registers share"
-    return "depthwise", "one input channel a group: nothing to sum over channels"
-
-
 def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
     algorithm, reason = _choose_direct(problem, direction, prepared, dtype)
@@ -268,7 +235,7 @@ def _choose_direct(
     )
     if problem.flops > DEPTHWISE_FLOPS and find("conv", direction, "depthwise").supports(problem):
         if problem.groups == 1 and direction == "forward":
-            return _choose_for_image(problem, dtype)
+            return bank.choose(problem, dtype)
         if not many:
             return "depthwise", "one input channel a group: nothing to sum over channels"
     if problem.flops <= DIRECT_FLOPS and not prepared:

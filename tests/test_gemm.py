@@ -75,6 +75,11 @@ SWEPT = [
     case((1, 3, 19, 41), (37, 3, 3, 2), padding=1),  # a band, low tiles
     case((2, 6, 17, 48), (40, 3, 2, 2), groups=2),
     case((1, 8, 33, 25), (29, 8, 3, 3), stride=2, padding=1),
+    case((2, 4, 40, 24), (40, 4, 1, 1), stride=2, padding=1),  # pixels gathered in rows
+    case((3, 3, 33, 33), (26, 3, 2, 2), stride=2),
+    case((2, 1, 9, 45), (33, 1, 2, 2)),  # lines that end within a tile
+    case((1, 2, 8, 95), (23, 2, 3, 1), padding=(1, 0)),
+    case((2, 16, 20, 12), (50, 8, 1, 1), groups=2),
 ]
 
 

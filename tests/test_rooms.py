@@ -18,6 +18,7 @@ ROOMS = (
     ("conv", "pool", "dense", "resample", "unfold"),
     ("calls", "calls_pool"),
     ("plan",),
+    ("bank",),
     ("blocked",),
     ("winograd",),
     ("passes",),

@@ -14,16 +14,19 @@ from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.gemm_band cimport Band, list_offsets, list_slots, shape_band, slots_of
 from fastconv.kernels.gemm_cut cimport (
-    Partition, aligned, cut, depth_of, is_swept, panels_size, sums_row, sums_size, tables_size, thread_size,
+    Partition, aligned, columns_of, cut, depth_of, is_gathered, is_swept, panels_size, sums_row, sums_size, tables_size,
+    thread_size,
 )
-from fastconv.kernels.gemm_micro cimport WIDEST, Slot
+from fastconv.kernels.gemm_micro cimport COLUMNS, ROWS, WIDEST, Slot, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
-    Run, ceil_div, in_order, is_dense, larger, pack_weights, plane_size, row_blocks, row_start, smaller,
+    STREAMS, Run, ceil_div, in_order, is_dense, larger, pack_weights, plane_size, row_blocks, row_start, smaller,
 )
-from fastconv.kernels.gemm_task cimport PACKED, Source, Task, run_task
+from fastconv.kernels.gemm_sweep cimport Sweep, sweep
+from fastconv.kernels.gemm_task cimport IN_PLACE_COLUMNS, PACKED, Source, Task, run_task, start_of, tile_offset
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, VL, flush_denormals, real, restore_denormals, stream_fence, vec, vfma, vload, vload_first, vsum, vzero,
+    MR, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence, vec, vfma, vload, vload_first,
+    vsum, vzero,
 )
 
 cdef enum:
@@ -47,6 +50,44 @@ cdef const real* input_of(const Task* base, const Partition* p, Py_ssize_t unit)
     if group >= g.groups:
         return NULL
     return (base.input + group * g.in_group + pixel // plane_size(g) * g.in_image + pixel % plane_size(g))
+
+
+cdef void multiply_rows(int rows, int vectors, Tile* tile) noexcept nogil:
+    micro_kernel(ROWS, False, rows, vectors, tile)
+
+
+cdef void multiply_columns(int rows, int vectors, Tile* tile) noexcept nogil:
+    micro_kernel(COLUMNS, False, rows, vectors, tile)
+
+
+cdef void sweep_blocks(const Task* task) noexcept nogil:
+    """All rows along the pixels of a task whose depth is short."""
+    cdef const Geometry* g = task.geometry
+    cdef Py_ssize_t image = task.first_pixel // plane_size(g), place = task.first_pixel % plane_size(g)
+    cdef Py_ssize_t block, row, start = start_of(task, task.packed_block)
+    cdef real* out = task.out + image * g.out_image + place
+    cdef Sweep s
+    s.depth = depth_of(g)
+    s.offsets = task.offsets
+    s.relu = g.relu
+    s.out_row = g.out_row
+    s.b = task.panels if task.gathered > 0 else task.input + image * g.in_image + place
+    s.lines = 1
+    s.b_line = s.out_line = 0
+    s.columns = task.pixels
+    if g.bands:
+        s.b = task.panels
+        s.columns = g.out_size[2]
+        s.lines = task.pixels // s.columns
+        s.b_line = g.step[1] * task.band.phases * task.band.length
+        s.out_line = g.out_axis[1]
+        out = task.out + tile_offset(g, task.first_pixel)
+    for block in range(task.first_block, task.last_block):
+        row = start_of(task, block)
+        s.a = task.weight + (row - start) * s.depth
+        s.bias = task.bias + row if task.bias != NULL else NULL
+        s.out = out + row * g.out_row
+        sweep(<int> (task.height + (block < task.extra)), &s)
 
 
 cdef void run_unit(const Task* base, const Partition* p, Py_ssize_t unit, Py_ssize_t next_unit,
@@ -101,14 +142,14 @@ cdef void list_band(Task* task, const Partition* p, Band* band, char* tables) no
     task.slots = slots
 
 
-cdef void list_image(Task* task, char* tables) noexcept nogil:
-    """The same where the band is the image."""
+cdef void list_image(Task* task, Py_ssize_t row, char* tables) noexcept nogil:
+    """The same where pixels lie in rows of the image, or in gathered ones."""
     cdef const Geometry* g = task.geometry
     cdef Py_ssize_t* offsets = <Py_ssize_t*> tables
     cdef Slot* slots = <Slot*> (tables + aligned(depth_of(g) * <Py_ssize_t> sizeof(Py_ssize_t)))
     cdef Py_ssize_t k
     for k in range(depth_of(g)):
-        offsets[k] = k * g.in_channel
+        offsets[k] = k * row
     for k in range(WIDEST):
         slots[k].start = slots[k].to = k * VL
         slots[k].columns = VL
@@ -120,7 +161,7 @@ cdef void list_image(Task* task, char* tables) noexcept nogil:
 cdef bint sweeps_band(const Task* task, const Partition* p) noexcept nogil:
     """Is the band of a tile so small that first-level caches hold it for all blocks of rows?"""
     cdef const Geometry* g = task.geometry
-    return (not task.skips and not g.stream and g.depth_block >= g.channels
+    return (not task.skips and g.stream != STREAMS and g.depth_block >= g.channels
             and panels_size(g, task.taps, p) <= SWEPT_BYTES)
 
 
@@ -143,13 +184,20 @@ cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     cdef unsigned int mode = 0
     cdef Band band
     base.offsets = NULL
+    base.streams = base.geometry.stream == STREAMS and is_vec_aligned(base.out)
+    base.gathered = 0
+    base.sweep = sweep_blocks
+    base.in_place = multiply_columns if base.source == IN_PLACE_COLUMNS else multiply_rows
     base.swept = base.source == PACKED and is_swept(base.geometry, base.taps)
     base.skips = base.geometry.skips and are_finite(base)
     if base.geometry.bands:
         base.swept = sweeps_band(base, &p)
         list_band(base, &p, &band, scratch)
     elif base.swept:
-        list_image(base, scratch)
+        list_image(base, base.geometry.in_channel, scratch)
+    elif base.source == PACKED and is_gathered(base.geometry, base.taps):
+        base.gathered = columns_of(base.geometry, p.tile_pixels)
+        list_image(base, base.gathered, scratch)
     scratch += tables_size(base.geometry, base.taps, &p)
     if threads == 1 or units == 1:
         mode = flush_denormals()

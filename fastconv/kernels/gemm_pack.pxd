@@ -12,17 +12,20 @@ Weights. Rows come in even blocks of at most MR; block i of a depth block holds
     block[k, r] = weight[row_start(i) + r, k]
 """
 
+from fastconv.kernels.gemm_sweep cimport ACROSS, LOW
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, REGISTERS, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_apart, vstore_first,
+    MR, NR, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_apart, vstore_first,
     vtranspose, vzero,
 )
 
 
 cdef enum:
-    LOW = (REGISTERS - 1) // 3 - 1  # rows of a tile of three vectors
+    STREAMS = 2  # what `stream` of the geometry says where large outputs may be written past the caches
     LOW_DEPTH = 32  # 1 -> 100 at 48x48, 3x3: 45 us, with low tiles 40; 32 -> 32 at 48x48, 1x1: 42, 44
-    SWEPT_DEPTH = 12  # rows of an image whose stride is a power of 2 that a first-level cache of 12 ways holds
+    # 16 -> 64 at 64x64, 1x1: 79 us, in sweeps of low tiles 65; 24 -> 144 at 56x56: 169, 177.
+    SWEPT_DEPTH = 16
+    FEW_ROWS = 12  # of an image whose stride is a power of 2, that a first-level cache of 12 ways holds
 
 
 cdef struct Run:
@@ -49,10 +52,20 @@ cdef inline Py_ssize_t ceil_div(Py_ssize_t a, Py_ssize_t b) noexcept nogil:
     return (a + b - 1) // b
 
 
+cdef inline Py_ssize_t plane_size(const Geometry* g) noexcept nogil:
+    return g.out_size[0] * g.out_size[1] * g.out_size[2]
+
+
+cdef inline bint has_long_rows(const Geometry* g) noexcept nogil:
+    """Is a tile of pixels a stretch of one image, and several vectors long?"""
+    return plane_size(g) >= 2 * ACROSS * VL and (g.batch == 1 or plane_size(g) % VL == 0)
+
+
 cdef inline Py_ssize_t tallest(const Geometry* g) noexcept nogil:
     """Rows of a block at most: lower tiles are wider, and write longer stretches where little is summed."""
-    cdef bint wide = g.bands or (g.taps == 1 and g.channels <= SWEPT_DEPTH)
-    return LOW if wide and not g.stream and g.channels * g.taps <= LOW_DEPTH else MR
+    cdef Py_ssize_t depth = g.channels * g.taps
+    cdef bint wide = g.bands or (g.out_axis[2] == 1 and depth <= SWEPT_DEPTH and has_long_rows(g))
+    return LOW if wide and g.stream != STREAMS and depth <= LOW_DEPTH else MR
 
 
 cdef inline Py_ssize_t row_blocks(const Geometry* g) noexcept nogil:
@@ -67,10 +80,6 @@ cdef inline Py_ssize_t even_start(Py_ssize_t height, Py_ssize_t extra, Py_ssize_
 cdef inline Py_ssize_t row_start(const Geometry* g, Py_ssize_t block) noexcept nogil:
     cdef Py_ssize_t blocks = row_blocks(g)
     return even_start(g.rows // blocks, g.rows % blocks, block)
-
-
-cdef inline Py_ssize_t plane_size(const Geometry* g) noexcept nogil:
-    return g.out_size[0] * g.out_size[1] * g.out_size[2]
 
 
 cdef inline Py_ssize_t panel_width(Py_ssize_t columns) noexcept nogil:

@@ -32,7 +32,7 @@ cdef struct Geometry:
     Py_ssize_t weight_row
     Py_ssize_t weight_channel
     Py_ssize_t relu              # 1: out = max(out, 0)
-    Py_ssize_t stream            # 1: the output is too large for the caches: write past them
+    Py_ssize_t stream            # 1: the output is too large for the caches; 2: and rows begin at vectors' boundaries
     Py_ssize_t bands             # 1: tiles are whole rows, read from bands (gemm_band.pxd); 2: by half vectors
     Py_ssize_t skips             # 1: where bands are read, taps in the padding are left out
     Py_ssize_t depth_block       # KC, in whole channels: channels per block of the reduction
