@@ -21,7 +21,7 @@ from fastconv.kernels.gemm_micro cimport COLUMNS, ROWS, WIDEST, Slot, Tile, micr
 from fastconv.kernels.gemm_pack cimport (
     STREAMS, Run, ceil_div, in_order, is_dense, larger, pack_weights, plane_size, row_blocks, row_start, smaller,
 )
-from fastconv.kernels.gemm_sweep cimport Sweep, sweep
+from fastconv.kernels.gemm_sweep cimport Sweep, stretch_of, sweep
 from fastconv.kernels.gemm_task cimport IN_PLACE_COLUMNS, PACKED, Source, Task, run_task, start_of, tile_offset
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
@@ -64,7 +64,7 @@ cdef void sweep_blocks(const Task* task) noexcept nogil:
     """All rows along the pixels of a task whose depth is short."""
     cdef const Geometry* g = task.geometry
     cdef Py_ssize_t image = task.first_pixel // plane_size(g), place = task.first_pixel % plane_size(g)
-    cdef Py_ssize_t block, row, start = start_of(task, task.packed_block)
+    cdef Py_ssize_t block, row, start = start_of(task, task.packed_block), left = task.pixels, stretch
     cdef real* out = task.out + image * g.out_image + place
     cdef Sweep s
     s.depth = depth_of(g)
@@ -74,20 +74,25 @@ cdef void sweep_blocks(const Task* task) noexcept nogil:
     s.b = task.panels if task.gathered > 0 else task.input + image * g.in_image + place
     s.lines = 1
     s.b_line = s.out_line = 0
-    s.columns = task.pixels
+    stretch = stretch_of(s.depth)
     if g.bands:
         s.b = task.panels
-        s.columns = g.out_size[2]
-        s.lines = task.pixels // s.columns
+        left = stretch = g.out_size[2]
+        s.lines = task.pixels // left
         s.b_line = g.step[1] * task.band.phases * task.band.length
         s.out_line = g.out_axis[1]
         out = task.out + tile_offset(g, task.first_pixel)
-    for block in range(task.first_block, task.last_block):
-        row = start_of(task, block)
-        s.a = task.weight + (row - start) * s.depth
-        s.bias = task.bias + row if task.bias != NULL else NULL
-        s.out = out + row * g.out_row
-        sweep(<int> (task.height + (block < task.extra)), &s)
+    while left > 0:
+        s.columns = stretch if left >= 2 * stretch else left
+        for block in range(task.first_block, task.last_block):
+            row = start_of(task, block)
+            s.a = task.weight + (row - start) * s.depth
+            s.bias = task.bias + row if task.bias != NULL else NULL
+            s.out = out + row * g.out_row
+            sweep(<int> (task.height + (block < task.extra)), &s)
+        s.b += s.columns
+        out += s.columns
+        left -= s.columns
 
 
 cdef void run_unit(const Task* base, const Partition* p, Py_ssize_t unit, Py_ssize_t next_unit,

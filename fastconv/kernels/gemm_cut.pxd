@@ -3,7 +3,7 @@
 from fastconv.kernels.gemm_band cimport Band, band_elements, lanes_of_slot, shape_band, slots_of
 from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport (
-    FEW_ROWS, STREAMS, SWEPT_DEPTH, Run, ceil_div, is_dense, larger, plane_size, row_blocks, smaller,
+    Run, ceil_div, is_dense, larger, plane_size, row_blocks, smaller, swept_depth,
 )
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, VL, real
@@ -76,14 +76,14 @@ cdef inline bint is_swept(const Geometry* g, const Tap* taps) noexcept nogil:
     A single block of rows is not worth a panel, nor is a depth that first-level caches hold anyway.
     """
     return (is_dense(g, taps) and g.depth_block >= g.channels
-            and (row_blocks(g) == 1 or g.channels <= (FEW_ROWS if g.stream == STREAMS else SWEPT_DEPTH)
+            and (row_blocks(g) == 1 or g.channels <= swept_depth(g)
                  or (row_blocks(g) <= FEW_BLOCKS and g.channels <= FEW_BLOCKS_DEPTH)))
 
 
 cdef inline bint is_gathered(const Geometry* g, const Tap* taps) noexcept nogil:
     """Are the pixels of a tile packed side by side for sweeps, and not as panels?"""
     return (not g.bands and not is_dense(g, taps) and g.depth_block >= g.channels
-            and g.channels * g.taps <= SWEPT_DEPTH)
+            and g.channels * g.taps <= swept_depth(g))
 
 
 cdef inline Py_ssize_t tables_size(const Geometry* g, const Tap* taps, const Partition* p) noexcept nogil:

@@ -23,9 +23,10 @@ from fastconv.kernels.simd cimport (
 cdef enum:
     STREAMS = 2  # what `stream` of the geometry says where large outputs may be written past the caches
     LOW_DEPTH = 32  # 1 -> 100 at 48x48, 3x3: 45 us, with low tiles 40; 32 -> 32 at 48x48, 1x1: 42, 44
-    # 16 -> 64 at 64x64, 1x1: 79 us, in sweeps of low tiles 65; 24 -> 144 at 56x56: 169, 177.
-    SWEPT_DEPTH = 16
-    FEW_ROWS = 12  # of an image whose stride is a power of 2, that a first-level cache of 12 ways holds
+    SWEPT_DEPTH = 32  # rows of an image that are read in sweeps
+    PAGED_DEPTH = 16  # of rows that are pages apart and meet in a few lines of a first-level cache
+    STREAMED_DEPTH = 12  # where outputs are written past the caches
+    PAGE = 4096  # bytes
 
 
 cdef struct Run:
@@ -61,10 +62,16 @@ cdef inline bint has_long_rows(const Geometry* g) noexcept nogil:
     return plane_size(g) >= 2 * ACROSS * VL and (g.batch == 1 or plane_size(g) % VL == 0)
 
 
+cdef inline Py_ssize_t swept_depth(const Geometry* g) noexcept nogil:
+    if g.stream == STREAMS:
+        return STREAMED_DEPTH
+    return PAGED_DEPTH if g.in_channel * <Py_ssize_t> sizeof(real) % PAGE == 0 else SWEPT_DEPTH
+
+
 cdef inline Py_ssize_t tallest(const Geometry* g) noexcept nogil:
     """Rows of a block at most: lower tiles are wider, and write longer stretches where little is summed."""
     cdef Py_ssize_t depth = g.channels * g.taps
-    cdef bint wide = g.bands or (g.out_axis[2] == 1 and depth <= SWEPT_DEPTH and has_long_rows(g))
+    cdef bint wide = g.bands or (g.out_axis[2] == 1 and depth <= swept_depth(g) and has_long_rows(g))
     return LOW if wide and g.stream != STREAMS and depth <= LOW_DEPTH else MR
 
 

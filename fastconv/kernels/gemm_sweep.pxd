@@ -15,6 +15,7 @@ cdef enum:
     ACROSS = 3  # vectors of a tile
     LOW = (REGISTERS - 1) // ACROSS - 1  # rows that it leaves registers for
     LEAST = LOW * 4 // 5  # fewer are rare: of 22 rows or more, blocks have 7 to 9 (3 or 4 of 6 or more)
+    STRETCH_BYTES = 16 << 10
 
 
 cdef struct Sweep:
@@ -36,6 +37,12 @@ cdef inline bint fills_tiles(Py_ssize_t columns) noexcept nogil:
     """Are lines so long that the tile which ends them early, or overlaps the one before, costs little?"""
     cdef Py_ssize_t width = ACROSS * VL, tiles = (columns + width - 1) // width
     return 8 * columns >= 7 * tiles * width
+
+
+cdef inline Py_ssize_t stretch_of(Py_ssize_t depth) noexcept nogil:
+    """Columns, in whole tiles, that first-level caches hold over the whole depth for all blocks of rows."""
+    cdef Py_ssize_t width = ACROSS * VL
+    return (STRETCH_BYTES // <Py_ssize_t> sizeof(real) // depth // width + 1) * width
 
 
 cdef inline void multiply(const int rows, vec* acc, const real* a, const real* b) noexcept nogil:

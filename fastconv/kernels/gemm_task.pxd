@@ -11,8 +11,8 @@ from fastconv.kernels.gemm_micro cimport (
     widest,
 )
 from fastconv.kernels.gemm_pack cimport (
-    STREAMS, Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels, panel_width,
-    plane_size, smaller, spread_row,
+    PAGE, STREAMS, Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels,
+    panel_width, plane_size, smaller, spread_row,
 )
 from fastconv.kernels.gemm_sweep cimport LEAST, LOW, fills_tiles
 from fastconv.kernels.geometry cimport Geometry, Tap
@@ -21,7 +21,6 @@ from fastconv.kernels.simd cimport MR, NR, NV, REGISTERS, VL, is_vec_aligned, re
 cdef enum:
     FEW_PIXELS = 4 * NR  # in a tile: then the weights are the larger stream
     WRITTEN_ROWS = 32  # as many as there are streams that a prefetcher follows
-    PAGE = 4096  # bytes
 
 
 # Where the micro-kernel finds the weights: rows of W in place, columns of W in place (a transposed
