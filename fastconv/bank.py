@@ -28,7 +28,7 @@ BANK_1X1 = 16  # filters
 WIDE_MAP = 24  # outputs along an axis
 FEW_FILTERS, TALL_FILTER, TALL_MAP = 8, 9, 16
 # With 32 filters "blocked" takes 0.9 to 0.55 of the time of "filter" where steps are 3, and 0.85 to 0.7 for
-# 9x9 to 15x15 dilated by 2 and 3. In AVX2 it pays where much lies in the padding.
+# 9x9 to 15x15 dilated by 2 and 3. AVX2, 32 filters 3x3 with stride 2 on 224x224: 0.25 ms, "gemm" 0.13.
 OUTSIDE = 0.1  # of the products: with columns of the padding
 FEW_TAPS = 9
 

@@ -36,12 +36,8 @@ DEPTHWISE_FLOPS = 2_000  # and up to here where a group has one input channel
 # FEW_TAPS it is from half as many on.
 MANY_FILTERS = 64
 FEW_TAPS = 9
-SELF_CUT = (
-    "depthwise",
-    "filter",
-    "shifted",
-    "blocked",
-)  # whose weight gradients arrange their sums themselves
+# Whose weight gradients arrange their sums themselves.
+SELF_CUT = ("depthwise", "filter", "shifted", "blocked")
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
 # The same for one input channel a group, where copies count: elements of input and output, and flops at so
 # many an element. One thread and two, us: 3x3 at 14x14, 64 channels 10.1 and 11.0, 96 13.0 and 12.5, 192 20.2

@@ -207,7 +207,7 @@ def test_prepared_by_every_reading(problem, reading, dtype):
 
 @pytest.mark.parametrize("shift", [0, 1, 3])
 @pytest.mark.parametrize("direction", ["forward", "input_grad"])
-@pytest.mark.parametrize("problem", [*CASES, DEEP[1]], ids=str)
+@pytest.mark.parametrize("problem", [*CASES, DEEP[1], case((1, 40, 33, 35), (60, 40, 1, 1))], ids=str)
 def test_results_that_bypass_the_caches(problem, direction, shift, monkeypatch, isa, dtype):
     """Large outputs are streamed: here every one is, wherever it lies within a cache line."""
     monkeypatch.setattr(passes, "STREAM_BYTES", 0)

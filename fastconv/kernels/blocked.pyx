@@ -21,11 +21,11 @@ from fastconv.kernels.blocked_work cimport (
     Work, aim_at_taps, band_bytes, bundles_of, cut, join, list_live, packed_bytes, panels_of,
     table_bytes, thread_bytes,
 )
-from fastconv.kernels.gemm_pack cimport ceil_div, smaller
+from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, flush_denormals, prefetch_write, real, restore_denormals, vec, vfma, vload, vload_first,
-    vstore, vstore_apart, vstore_first, vsum, vtranspose, vzero,
+    MR, NR, VL, flush_denormals, prefetch_write, real, restore_denormals, vec, vload, vstore, vstore_apart,
+    vstore_first, vtranspose,
 )
 
 
@@ -203,17 +203,6 @@ cdef void run_unit(const Work* w, Py_ssize_t number, char* scratch) noexcept nog
                   w.band.rows - (w.rows - u.rows) * g.step[1], u.band)
         run_block(w, &u)
         u.channel += u.channels
-
-
-cdef bint are_finite(const real* weight, Py_ssize_t count) noexcept nogil:
-    """Zero times anything else is not zero."""
-    cdef Py_ssize_t i = 0
-    cdef vec total = vzero()
-    while i + VL <= count:
-        total = vfma(vload(weight + i), vzero(), total)
-        i += VL
-    total = vfma(vload_first(weight + i, count - i), vzero(), total)
-    return vsum(total) == 0
 
 
 cdef void run_all(Work* w, int threads, char* scratch) noexcept nogil:

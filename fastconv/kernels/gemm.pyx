@@ -19,14 +19,14 @@ from fastconv.kernels.gemm_cut cimport (
 )
 from fastconv.kernels.gemm_micro cimport COLUMNS, ROWS, WIDEST, Slot, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
-    STREAMS, Run, ceil_div, in_order, is_dense, larger, pack_weights, plane_size, row_blocks, row_start, smaller,
+    STREAMS, Run, are_finite, ceil_div, in_order, is_dense, larger, pack_weights, plane_size, row_blocks, row_start,
+    smaller,
 )
 from fastconv.kernels.gemm_sweep cimport Sweep, stretch_of, sweep
 from fastconv.kernels.gemm_task cimport IN_PLACE_COLUMNS, PACKED, Source, Task, run_task, start_of, tile_offset
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence, vec, vfma, vload, vload_first,
-    vsum, vzero,
+    MR, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence,
 )
 
 cdef enum:
@@ -170,18 +170,6 @@ cdef bint sweeps_band(const Task* task, const Partition* p) noexcept nogil:
             and panels_size(g, task.taps, p) <= SWEPT_BYTES)
 
 
-cdef bint are_finite(const Task* task) noexcept nogil:
-    """Are the packed weights? Zero times anything else is not zero."""
-    cdef const Geometry* g = task.geometry
-    cdef Py_ssize_t i = 0, count = g.groups * task.packed_rows * g.channels * g.taps
-    cdef vec total = vzero()
-    while i + VL <= count:
-        total = vfma(vload(task.weight + i), vzero(), total)
-        i += VL
-    total = vfma(vload_first(task.weight + i, count - i), vzero(), total)
-    return vsum(total) == 0
-
-
 cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     cdef Partition p = cut(base.geometry, threads)
     cdef Py_ssize_t units = base.geometry.groups * p.segments * p.tiles * p.spans
@@ -194,7 +182,8 @@ cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     base.sweep = sweep_blocks
     base.in_place = multiply_columns if base.source == IN_PLACE_COLUMNS else multiply_rows
     base.swept = base.source == PACKED and is_swept(base.geometry, base.taps)
-    base.skips = base.geometry.skips and are_finite(base)
+    base.skips = base.geometry.skips and are_finite(
+        base.weight, base.geometry.groups * base.packed_rows * base.geometry.channels * base.geometry.taps)
     if base.geometry.bands:
         base.swept = sweeps_band(base, &p)
         list_band(base, &p, &band, scratch)

@@ -15,14 +15,14 @@ Weights. Rows come in even blocks of at most MR; block i of a depth block holds
 from fastconv.kernels.gemm_sweep cimport ACROSS, LOW
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, real, vcopy_first, vec, veven, vload, vload_first, vstore, vstore_apart, vstore_first,
+    MR, NR, VL, real, vcopy_first, vec, veven, vfma, vload, vload_first, vstore, vstore_apart, vstore_first, vsum,
     vtranspose, vzero,
 )
 
 
 cdef enum:
     STREAMS = 2  # what `stream` of the geometry says where large outputs may be written past the caches
-    LOW_DEPTH = 32  # 1 -> 100 at 48x48, 3x3: 45 us, with low tiles 40; 32 -> 32 at 48x48, 1x1: 42, 44
+    LOW_DEPTH = 32  # 1 -> 100 at 48x48, 3x3: 45 us, with low tiles 40; 100 -> 100, 1x1: 290, 354
     SWEPT_DEPTH = 32  # rows of an image that are read in sweeps
     PAGED_DEPTH = 16  # of rows that are pages apart and meet in a few lines of a first-level cache
     STREAMED_DEPTH = 12  # where outputs are written past the caches
@@ -307,3 +307,14 @@ cdef inline void pack_weights(const Geometry* g, const Tap* taps, const real* we
 cdef inline bint in_order(const Geometry* g, const Tap* taps) noexcept nogil:
     """Does a row of weights hold its channels and taps in the order of the depth?"""
     return g.weight_channel == g.taps and taps[0].weight == 0 and taps[g.taps - 1].weight == g.taps - 1
+
+
+cdef inline bint are_finite(const real* weight, Py_ssize_t count) noexcept nogil:
+    """Zero times anything else is not zero."""
+    cdef Py_ssize_t i = 0
+    cdef vec total = vzero()
+    while i + VL <= count:
+        total = vfma(vload(weight + i), vzero(), total)
+        i += VL
+    total = vfma(vload_first(weight + i, count - i), vzero(), total)
+    return vsum(total) == 0

@@ -15,7 +15,7 @@ cdef enum:
     ACROSS = 3  # vectors of a tile
     LOW = (REGISTERS - 1) // ACROSS - 1  # rows that it leaves registers for
     LEAST = LOW * 4 // 5  # fewer are rare: of 22 rows or more, blocks have 7 to 9 (3 or 4 of 6 or more)
-    STRETCH_BYTES = 16 << 10
+    STRETCH_BYTES = 16 << 10  # of pixels, a third of a first-level cache; not swept
 
 
 cdef struct Sweep:
@@ -113,7 +113,7 @@ cdef inline void sweep(int rows, const Sweep* s) noexcept nogil:
     """For LEAST to LOW rows."""
     if rows == LOW:
         sweep_lines(LOW, s)
-    elif rows == LOW - 1:
+    elif LEAST == LOW - 1 or rows == LOW - 1:
         sweep_lines(LOW - 1, s)
     else:
         sweep_lines(LEAST, s)
