@@ -96,6 +96,13 @@ def test_large_kernels_share_lanes(width, kernel, direction, isa, dtype):
     check(direction, operands(problem, dtype), "depthwise")
 
 
+@every_direction
+@pytest.mark.parametrize("stride", [1, 2])
+def test_outputs_beyond_the_caches(stride, direction, isa, dtype):
+    problem = depthwise(333, (14, 13), 3, batch=6, stride=stride, padding=1)
+    check(direction, operands(problem, dtype), "depthwise")
+
+
 def last(array):
     return np.ascontiguousarray(np.moveaxis(array, 1, -1))
 
@@ -114,6 +121,9 @@ CHANNELS_LAST = [
     depthwise(17, (30, 66), 3, batch=1, stride=2, dilation=2, padding=2),
     depthwise(16, (5, 40), (1, 3), stride=3, padding=1),
     depthwise(33, (2, 30), 3, padding=1),
+    depthwise(18, (14, 14), 5, stride=2, padding=2),
+    depthwise(16, (7, 7), 7, batch=3, padding=3),
+    depthwise(17, (3, 2), 5, stride=2, padding=9),  # windows that meet nothing
     depthwise(4, (11, 12), 3, multiplier=2, padding=1),  # through copies, as those below
     case((2, 3, 9, 8), (5, 3, 3, 3), stride=2, padding=1),
     case((2, 4, 6, 5), (6, 2, 1, 1), groups=2),

@@ -8,7 +8,7 @@ read one strip of the gradient, and phases of the width are woven into whole row
 
 A unit of work is a strip (depthwise_strip.pxd) of one channel, of a few where maps are narrow, or of a whole
 vector of them (depthwise_lanes.pxd): it is brought into cache, padded, and multiplied in tiles
-(depthwise_tile.pxd). Zeros of the padding take part.
+(depthwise_tile.pxd); zeros of the padding take part. Channels that lie last are read in place (depthwise_pixels.pxd).
 """
 
 cimport numpy as cnp
@@ -23,7 +23,7 @@ from fastconv.kernels.depthwise_strip cimport (
 from fastconv.kernels.depthwise_taps cimport Grid
 from fastconv.kernels.depthwise_tile cimport SHORT, TALL, Tile, most_rows, tile_of_taps
 from fastconv.kernels.depthwise_work cimport Work, list_grids, shape_work, tables_size
-from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
+from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
     VL, flush_denormals, real, restore_denormals, stream_fence, vload, vset1, vstore, vzero,
@@ -119,10 +119,15 @@ cdef void weave(const Work* w, const Grid* phases, const real* sums, Py_ssize_t 
 
 
 cdef void run_tile(bint advances, int rows, int taps, Tile* t) noexcept nogil:
-    if advances:
-        tile_of_taps(rows, taps, 2, t)
+    if t.cut:
+        if advances:
+            tile_of_taps(rows, taps, 2, True, t)
+        else:
+            tile_of_taps(rows, taps, 1, True, t)
+    elif advances:
+        tile_of_taps(rows, taps, 2, False, t)
     else:
-        tile_of_taps(rows, taps, 1, t)
+        tile_of_taps(rows, taps, 1, False, t)
 
 
 cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, real* sums,
@@ -134,6 +139,7 @@ cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, real* sums,
     t.offset = grid.offset
     t.weight_step = 0
     t.aligned = True
+    t.cut = False
     t.entries = grid.g.channels * grid.columns.count * grid.runs
     t.start_pitch = t.start_step = 0
     if grid.rest:
@@ -263,11 +269,15 @@ cdef void fill_unit(const Work* w, const Place* place, Window* window, real* str
     cdef const Strip* s = &w.strip
     cdef const real* planes[MOST_INNER]
     cdef const real* image = w.input + place.image * g.in_image
+    cdef const real* out = NULL
     cdef Py_ssize_t group = place.lane * s.inner, c, k
     if not (s.same_rows and s.same_columns):
         window[0] = window_at(w, place)
     if s.whole:
-        fill_lanes(s, window, image + group * g.in_group, g.in_group, smaller(g.groups - group, VL) - 1, strip)
+        if w.fetch:
+            out = w.out + place.image * g.out_image + group * g.out_group
+        fill_lanes(s, window, image + group * g.in_group, g.in_group, smaller(g.groups - group, VL) - 1, out, w.fetch,
+                   strip)
         return
     for c in range(w.channels):
         for k in range(s.inner):  # lanes beyond the last channel compute it again
@@ -366,7 +376,7 @@ cdef void run_part(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memor
 
 
 cdef Py_ssize_t thread_size(const Work* w) noexcept nogil:
-    return sweep_size(&w.single) if w.in_place else carve(w, NULL).size
+    return larger(sweep_size(&w.single), carve(w, NULL).size)
 
 
 cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
@@ -426,6 +436,7 @@ def conv(cnp.ndarray geometries, cnp.ndarray taps, Py_ssize_t row_phases, Py_ssi
     memory += -<Py_ssize_t> memory & 63
     with nogil:
         shape_work(&w, g, tap)
+        w.in_place = w.in_place and are_finite(w.weight, g.groups * w.weights)
         w.grids = <Grid*> memory
         w.weight_from = <Py_ssize_t*> (w.grids + row_phases * column_phases)
         list_grids(&w, g, tap)

@@ -193,9 +193,9 @@ cdef void fill_piece(const Work* w, const Step* step, const Scratch* at) noexcep
     if w.image.whole:
         most = smaller(g.groups - step.group, VL) - 1
         fill_lanes(&w.image, &window, w.input + n * g.in_image + step.group * g.in_group, g.in_group, most,
-                   at.image)
+                   NULL, 0, at.image)
         fill_lanes(&w.grad, &among, w.grad_output + n * g.out_image + step.group * g.out_group
-                   + step.row * g.out_row, g.out_group, most, at.grad)
+                   + step.row * g.out_row, g.out_group, most, NULL, 0, at.grad)
         return
     for k in range(w.image.inner):
         each = smaller(step.group + k, g.groups - 1)

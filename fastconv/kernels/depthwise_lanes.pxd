@@ -7,12 +7,12 @@ paid once for VL channels. Planes are transposed as they enter and leave the cac
 a time, on through the ends of rows; channels that lie last are copied.
 """
 
-from fastconv.kernels.depthwise_strip cimport LANES_BYTES, Strip, Window, clear, column_at, is_met
+from fastconv.kernels.depthwise_strip cimport LANES_BYTES, LINE, Strip, Window, clear, column_at, is_met
 from fastconv.kernels.depthwise_tile cimport TALL
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry
 from fastconv.kernels.simd cimport (
-    VL, prefetch_far, real, vec, vload, vload_first, vstore, vstore_first, vtranspose, vzero,
+    VL, prefetch_far, prefetch_write, real, vec, vload, vload_first, vstore, vstore_first, vtranspose, vzero,
 )
 
 cdef enum:
@@ -49,12 +49,14 @@ cdef inline void load_block(const real** rows, Py_ssize_t at, Py_ssize_t count, 
             x[k] = vload_first(rows[k] + at, count)
 
 
-cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** source, real* to) noexcept nogil:
-    """The input's rows are read as one: columns beyond the window are passed over."""
+cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** source, const real* out,
+                                  Py_ssize_t fetch, real* to) noexcept nogil:
+    """The input's rows are read as one: columns beyond the window are passed over. With VL of their pixels `fetch`
+    lines of the output are fetched, from `out` on."""
     cdef vec[VL] x
     cdef Py_ssize_t[NARROW] place
     cdef Py_ssize_t at = 0, column = 0, count, total = (w.rows - 1) * s.in_pitch + w.columns
-    cdef int j
+    cdef Py_ssize_t j
     if w.rows == 0 or w.columns == 0:
         return
     for j in range(w.columns):
@@ -64,6 +66,9 @@ cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** 
         load_block(source, at, count, x)
         for j in range(VL):  # the same pixels of the next channels
             prefetch_far(source[j] + at + s.ahead)
+        for j in range(fetch):
+            prefetch_write(out)
+            out += LINE
         vtranspose(x)
         for j in range(VL):
             if j < count:
@@ -110,7 +115,7 @@ cdef inline void clear_beside(const Strip* s, const Window* w, real* to) noexcep
 
 
 cdef inline void fill_lanes(const Strip* s, const Window* w, const real* image, Py_ssize_t gap, Py_ssize_t most,
-                            real* to) noexcept nogil:
+                            const real* out, Py_ssize_t fetch, real* to) noexcept nogil:
     """A strip of channels 0 .. most of an image, `gap` apart; lanes beyond repeat the last, or are zeros."""
     cdef const real* source[VL]
     cdef int k
@@ -121,7 +126,7 @@ cdef inline void fill_lanes(const Strip* s, const Window* w, const real* image, 
     else:
         for k in range(VL):
             source[k] = image + smaller(k, most) * gap + w.source
-        fill_from_planes(s, w, source, to)
+        fill_from_planes(s, w, source, out, fetch, to)
 
 
 cdef inline void weave_lanes(const int phases, const real* sums, Py_ssize_t pitch, Py_ssize_t rows,

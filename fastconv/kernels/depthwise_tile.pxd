@@ -40,58 +40,72 @@ cdef struct Tile:
     Py_ssize_t last              # elements stored of the others
     bint relu
     bint aligned                 # lines begin vectors, and may be read a vector further than they are met
+    bint cut                     # only lines `first_line` .. `last_line` - 1 are there; the others are zeros
+    int first_line
+    int last_line
+
+
+# What all lines of a tile share.
+cdef struct Feed:
+    Py_ssize_t pitch
+    vindex by                    # for lines that begin off a vector
+    int first_line
+    int last_line
 
 
 cdef inline Py_ssize_t most_rows(int advance) noexcept nogil:
     return TALL if REGISTERS > 16 and advance == 1 else SHORT
 
 
-cdef inline void feed(const int rows, const int taps, const int advance, const bint shifted, const int l,
-                      vec* acc, const vec* weight, const real** line, Py_ssize_t pitch,
-                      vindex by) noexcept nogil:
+cdef inline void feed(const int rows, const int taps, const int advance, const bint shifted, const bint cut,
+                      const int l, vec* acc, const vec* weight, const real** line, const Feed* f) noexcept nogil:
     """Line l meets tap r of output i where l = i * advance + r."""
     cdef int r
     cdef vec x
     if l < (rows - 1) * advance + taps:
+        if cut and (l < f.first_line or l >= f.last_line):
+            line[0] += f.pitch
+            return
         x = vload(line[0])
         if shifted:
-            x = vshift(x, vload(line[0] + VL), by)
-        line[0] += pitch
+            x = vshift(x, vload(line[0] + VL), f.by)
+        line[0] += f.pitch
         for r in range(taps):
             if l >= r and (l - r) % advance == 0 and (l - r) // advance < rows:
                 acc[(l - r) // advance] = vfma(weight[r], x, acc[(l - r) // advance])
 
 
-cdef inline void feed_all(const int rows, const int taps, const int advance, const bint shifted, vec* acc,
-                          const vec* weight, const real* line, Py_ssize_t pitch, vindex by) noexcept nogil:
+cdef inline void feed_all(const int rows, const int taps, const int advance, const bint shifted, const bint cut,
+                          vec* acc, const vec* weight, const real* line, const Feed* f) noexcept nogil:
     """Lines 0 .. 19. In a loop the compiler would not unroll so many, and the sums would leave the registers."""
-    feed(rows, taps, advance, shifted, 0, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 1, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 2, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 3, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 4, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 5, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 6, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 7, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 8, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 9, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 10, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 11, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 12, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 13, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 14, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 15, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 16, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 17, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 18, acc, weight, &line, pitch, by)
-    feed(rows, taps, advance, shifted, 19, acc, weight, &line, pitch, by)
+    feed(rows, taps, advance, shifted, cut, 0, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 1, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 2, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 3, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 4, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 5, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 6, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 7, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 8, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 9, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 10, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 11, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 12, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 13, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 14, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 15, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 16, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 17, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 18, acc, weight, &line, f)
+    feed(rows, taps, advance, shifted, cut, 19, acc, weight, &line, f)
 
 
-cdef inline void tile(const int rows, const int taps, const int advance, const Tile* t) noexcept nogil:
+cdef inline void tile(const int rows, const int taps, const int advance, const bint cut,
+                      const Tile* t) noexcept nogil:
     cdef vec[TALL] acc
     cdef vec[MOST_TAPS] weight
     cdef int i, r
-    cdef Py_ssize_t v, e, shift, pitch = t.pitch, entries = t.entries, vectors = t.vectors
+    cdef Py_ssize_t v, e, shift, entries = t.entries, vectors = t.vectors
     cdef Py_ssize_t whole = t.whole, last = t.last, out_step = t.out_step
     cdef Py_ssize_t start_pitch = t.start_pitch, start_step = t.start_step, out_pitch = t.out_pitch
     cdef Py_ssize_t weight_step = t.weight_step
@@ -104,8 +118,12 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
     cdef real* out = t.out
     cdef real* row_out
     cdef bint relu = t.relu
+    cdef Feed f
     # A line that serves few taps is worth two aligned loads and a shift.
-    cdef bint shifts = SHIFTS and taps <= 3 * advance and t.aligned
+    cdef bint shifts = SHIFTS and not cut and taps <= 3 * advance and t.aligned
+    f.pitch = t.pitch
+    f.first_line = t.first_line
+    f.last_line = t.last_line
     for v in range(vectors):
         # Pointers that walk: the compiler would work out the address of every row before the first.
         row_start = start
@@ -118,10 +136,10 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
                 weight[r] = vload(weights + r * VL)
             shift = offset[e] & (VL - 1)
             if shifts and shift:
-                feed_all(rows, taps, advance, True, acc, weight, input + offset[e] - shift, pitch,
-                         vshift_by(shift))
+                f.by = vshift_by(shift)
+                feed_all(rows, taps, advance, True, False, acc, weight, input + offset[e] - shift, &f)
             else:
-                feed_all(rows, taps, advance, False, acc, weight, input + offset[e], pitch, vshift_by(0))
+                feed_all(rows, taps, advance, False, cut, acc, weight, input + offset[e], &f)
             weights += taps * VL
         if relu:
             for i in range(rows):
@@ -141,38 +159,39 @@ cdef inline void tile(const int rows, const int taps, const int advance, const T
         weights_of += weight_step
 
 
-cdef inline void tile_of_height(int rows, const int taps, const int advance, const Tile* t) noexcept nogil:
+cdef inline void tile_of_height(int rows, const int taps, const int advance, const bint cut,
+                                const Tile* t) noexcept nogil:
     """One instance of `tile` for each height up to SHORT: the last rows of a map are cut evenly."""
-    if rows == 14 and REGISTERS > 16 and advance == 1:
-        tile(14, taps, advance, t)
+    if rows == 14 and REGISTERS > 16 and advance == 1 and not cut:
+        tile(14, taps, advance, cut, t)
     elif rows == 7:
-        tile(7, taps, advance, t)
+        tile(7, taps, advance, cut, t)
     elif rows == 6:
-        tile(6, taps, advance, t)
+        tile(6, taps, advance, cut, t)
     elif rows == 5:
-        tile(5, taps, advance, t)
+        tile(5, taps, advance, cut, t)
     elif rows == 4:
-        tile(4, taps, advance, t)
+        tile(4, taps, advance, cut, t)
     elif rows == 3:
-        tile(3, taps, advance, t)
+        tile(3, taps, advance, cut, t)
     elif rows == 2:
-        tile(2, taps, advance, t)
+        tile(2, taps, advance, cut, t)
     else:
-        tile(1, taps, advance, t)
+        tile(1, taps, advance, cut, t)
 
 
-cdef inline void tile_of_taps(int rows, int taps, const int advance, const Tile* t) noexcept nogil:
+cdef inline void tile_of_taps(int rows, int taps, const int advance, const bint cut, const Tile* t) noexcept nogil:
     if taps == 1:
-        tile_of_height(rows, 1, advance, t)
+        tile_of_height(rows, 1, advance, cut, t)
     elif taps == 2:
-        tile_of_height(rows, 2, advance, t)
+        tile_of_height(rows, 2, advance, cut, t)
     elif taps == 3:
-        tile_of_height(rows, 3, advance, t)
+        tile_of_height(rows, 3, advance, cut, t)
     elif taps == 4:
-        tile_of_height(rows, 4, advance, t)
+        tile_of_height(rows, 4, advance, cut, t)
     elif taps == 5:
-        tile_of_height(rows, 5, advance, t)
+        tile_of_height(rows, 5, advance, cut, t)
     elif taps == 6:
-        tile_of_height(rows, 6, advance, t)
+        tile_of_height(rows, 6, advance, cut, t)
     else:
-        tile_of_height(rows, 7, advance, t)
+        tile_of_height(rows, 7, advance, cut, t)

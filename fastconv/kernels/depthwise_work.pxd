@@ -10,11 +10,8 @@ from fastconv.kernels.simd cimport VL, real
 
 cdef enum:
     WIDEST = 512  # outputs of a line
-    # Columns of the input for each row of taps, from which on channels that lie last are read in place: fewer windows
-    # reach into the padding. 144 channels, 56x56: 3x3 137 us, by strips 215, 5x5 stride 2 110, 135; 28x28: 3x3 46, 51,
-    # 5x5 (240 channels) 124, 110, 7x7 (192) 177, 130 (Xeon with AVX-512, 1 thread).
-    WIDE = 9
     AHEAD = 1024  # elements from what is read to what is fetched
+    FAR_BYTES = 1 << 20  # outputs of whole vectors of channels from here on are fetched before they are written
     STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
 
 
@@ -39,6 +36,7 @@ cdef struct Work:
     Py_ssize_t blocks
     Py_ssize_t block_columns
     bint staged                  # rows of a tile go through the cache to an output beyond it
+    Py_ssize_t fetch             # lines of the output that are fetched with VL pixels of whole vectors
     const real* input
     const real* weight
     const real* bias
@@ -76,7 +74,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     tile = TALL * skip
     w.pixels = g[0].in_axis[2] != 1
     w.in_place = (w.pixels and passes == 1 and skip == 1 and grid.runs == 1 and grid.rests == 0
-                  and g[0].groups >= VL and columns * g[0].step[2] >= WIDE * grid.rows.count)
+                  and g[0].groups >= VL)
     w.single = grid
     s.whole = w.pixels or takes_whole(g, w.weights * g[0].groups)
     s.inner = VL if s.whole else share(columns, g[0].groups, w.weights)
@@ -107,6 +105,9 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     s.rows = (w.strip_rows - 1) * g[0].step[1] + last_row - w.first_row + 1
     w.staged = (not s.whole and w.blocks == 1 and g[0].out_axis[1] == columns
                 and g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real) >= STAGE_BYTES)
+    w.fetch = 0
+    if s.whole and not w.pixels and g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real) >= FAR_BYTES:
+        w.fetch = VL * ceil_div(g[0].out_group, g[0].in_group)
     s.same_rows = w.strips == 1
     s.same_columns = w.blocks == 1
 
