@@ -56,7 +56,7 @@ cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** 
     cdef vec[VL] x
     cdef Py_ssize_t[NARROW] place
     cdef Py_ssize_t at = 0, column = 0, count, total = (w.rows - 1) * s.in_pitch + w.columns
-    cdef Py_ssize_t j
+    cdef Py_ssize_t j, _j
     if w.rows == 0 or w.columns == 0:
         return
     for j in range(w.columns):
@@ -66,7 +66,7 @@ cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** 
         load_block(source, at, count, x)
         for j in range(VL):  # the same pixels of the next channels
             prefetch_far(source[j] + at + s.ahead)
-        for j in range(fetch):
+        for _j in range(fetch):
             prefetch_write(out)
             out += LINE
         vtranspose(x)
