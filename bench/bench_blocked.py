@@ -1,5 +1,6 @@
-"""Output channels in the lanes, "blocked" against "gemm": groups and steps, prepared; input gradients."""
+"""Output channels in the lanes, "blocked" against "gemm": groups, steps, channels last, prepared; input gradients."""
 
+import numpy as np
 import pytest
 
 import fastconv
@@ -21,6 +22,16 @@ def bench_forward_prepared(benchmark, operands, layer, algorithm):
     case, arrays = operands(layer, FORWARD)
     operation = fastconv.prepare_conv2d(arrays.weight, algorithm=algorithm, **window_arguments(case.layer))
     benchmark(operation, arrays.input)
+
+
+@pytest.mark.parametrize("layer", ["resnet50/conv1", "resnet50/conv2_expand_64_256_56"])
+@both
+def bench_channels_last(benchmark, operands, layer, algorithm):
+    """In place, and by "gemm" on copies."""
+    case, arrays = operands(layer, FORWARD)
+    image = np.ascontiguousarray(np.moveaxis(arrays.input, 1, -1))
+    options = {"layout": "NHWC", "algorithm": algorithm, **window_arguments(case.layer)}
+    benchmark(fastconv.prepare_conv2d(arrays.weight, **options), image)
 
 
 @every_layer

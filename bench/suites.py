@@ -39,7 +39,7 @@ POOL_PEERS = (
 # Suites whose rivals are not those of the others.
 PEERS_OF_SUITE = {
     "depthwise": (*_PREPACKED, "fastconv_plain", "fastconv_prepared", "fastconv_prepared_nhwc"),
-    "first": (*_PREPACKED, "fastconv_plain", "fastconv_prepared"),
+    "first": (*_PREPACKED, "fastconv_plain", "fastconv_prepared", "fastconv_prepared_nhwc"),
     "winograd": (*_PREPACKED, "mnn", "fastconv_plain", "fastconv_prepared"),
     "filters": (
         "fastconv_signal",

@@ -109,7 +109,7 @@ def _blocked(plan: Plan) -> Run:
         return _weight_grad(plan, engine.load(plan.dtype).shifted_grad)
     if not plan.passes:  # no tap reaches any pixel
         return lambda weight, grad_output, out, threads: out.fill(0)
-    kernel, ready = engine.load(plan.dtype).blocked, plan.prepared
+    kernel, ready = plan.blocked_kernel, plan.prepared
     geometries, taps = plan.all_passes
     conv = kernel.conv
     size = _sized(lambda n: kernel.workspace_bytes(geometries, taps, ready, n, PACK_LIMIT))
@@ -290,10 +290,9 @@ def pack(plan: Plan, weight: Array, threads: int) -> Array:
         kernels.winograd.pack(step.geometry, step.taps, weight, packed, outputs, threads)
         return packed
     if plan.algorithm == "blocked":
-        packed = np.empty(kernels.blocked.packed_elements(step.geometry), plan.dtype)
-        kernels.blocked.pack(step.geometry, step.taps, weight, packed, threads)
-        return packed
-    kernel = kernels.gemm_small if plan.algorithm == "gemm_small" else kernels.gemm
+        kernel = plan.blocked_kernel
+    else:
+        kernel = kernels.gemm_small if plan.algorithm == "gemm_small" else kernels.gemm
     packed = np.empty(kernel.packed_elements(step.geometry), plan.dtype)
     kernel.pack(step.geometry, step.taps, weight, packed, threads)
     return packed

@@ -178,7 +178,8 @@ def conv2d(
     layout : str
         "NCHW", or "NHWC" for channels last in the input and in the output: (N, H, W, C) and (N, P, Q, K).
         Filters are (K, C / groups, R, S) in either. Depthwise convolutions with a filter a channel work
-        in place; of others the operands are transposed, and the result back.
+        in place, and so do dense ones, forward, where that pays; of others the operands are transposed, and
+        the result back.
     activation : None or "relu"
         Applied to the result in the same pass.
     algorithm : str

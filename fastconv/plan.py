@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import bank, winograd
+from fastconv import bank, pixels, winograd
 from fastconv.blocked import gain
 from fastconv.engine import forget_on_change, load
 from fastconv.passes import (
@@ -139,7 +139,7 @@ class Plan:
             kernel = kernels.shifted_grad if shifted else kernels.depthwise_grad
             return int(kernel.workspace_bytes(image.geometry, image.taps, threads))
         if self.algorithm == "blocked" and self.direction != "weight_grad":
-            sized = kernels.blocked.workspace_bytes
+            sized = self.blocked_kernel.workspace_bytes
             return int(sized(*self.all_passes, self.prepared, threads, PACK_LIMIT))
         if self.algorithm in ("depthwise", "filter"):
             return int(kernels.depthwise.workspace_bytes(*self.phases, threads))
@@ -161,6 +161,13 @@ class Plan:
         """Geometries and taps of all passes, one after the other."""
         geometries = np.stack([step.geometry for step in self.passes])
         return geometries, np.concatenate([step.taps for step in self.passes])
+
+    @property
+    def blocked_kernel(self) -> Any:
+        """The module of "blocked" for the layout of the problem."""
+        row = find("conv", self.direction, "blocked")
+        in_place = self.problem.channels_last and not self.copies
+        return getattr(load(self.dtype), row.module_last if in_place else row.module)
 
     @property
     def phases(self) -> tuple[Any, ...]:
@@ -213,6 +220,9 @@ class Plan:
 
 def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
+    small = problem.flops <= DIRECT_FLOPS and not prepared
+    if not small and pixels.pay(problem, direction, prepared, dtype):
+        return "blocked", "channels lie last: pixels are read and written in place"
     algorithm, reason = _choose_direct(problem, direction, prepared, dtype)
     general = algorithm in ("gemm", "shifted", "blocked")
     if general and find("conv", direction, winograd.ALGORITHMS[0]).supports(problem):
@@ -265,8 +275,10 @@ def _choose_direct(
     return "gemm", "the general form"
 
 
-def _takes_channels_last(problem: ConvProblem, algorithm: str) -> bool:
+def _takes_channels_last(problem: ConvProblem, direction: str, algorithm: str) -> bool:
     """Does the kernel read channels that lie last where they lie?"""
+    if algorithm == "blocked":
+        return pixels.take(problem, direction)
     return algorithm == "depthwise" and problem.group_out == 1
 
 
@@ -293,7 +305,7 @@ def plan_conv(
     if not row.supports(problem):
         raise ValueError(f"algorithm: {algorithm!r} does not take this problem: {problem}")
     make = functools.partial(Plan, problem, direction, algorithm, reason, dtype, relu, prepared)
-    if problem.channels_last and not _takes_channels_last(problem, algorithm):
+    if problem.channels_last and not _takes_channels_last(problem, direction, algorithm):
         first = replace(problem, channels_last=False)
         same = plan_conv(first, direction, dtype, algorithm, relu, prepared)
         return replace(same, problem=problem, reason=reason, copies=True)

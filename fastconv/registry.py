@@ -67,6 +67,8 @@ class Kernel:
         The files of its tests and benchmarks.
     supports : callable
         Whether it takes a problem.
+    module_last : str
+        The module for channels last, where that is another one.
     """
 
     id: str
@@ -78,6 +80,7 @@ class Kernel:
     test: str
     bench: str
     supports: Callable[[Any], bool] = _any
+    module_last: str = ""
 
 
 def _row(
@@ -88,10 +91,11 @@ def _row(
     entry: str,
     noun: str,
     supports: Callable[[Any], bool] = _any,
+    module_last: str = "",
 ) -> Kernel:
     return Kernel(
         f"{algorithm}_{operation}_{direction}", operation, direction, algorithm, module, entry,
-        f"tests/test_{noun}.py", f"bench/bench_{noun}.py", supports,
+        f"tests/test_{noun}.py", f"bench/bench_{noun}.py", supports, module_last,
     )  # fmt: skip
 
 
@@ -102,7 +106,7 @@ KERNELS: tuple[Kernel, ...] = (
     _row("conv", "forward", "gemm_small", "gemm_small", "conv", "gemm_small", _pointwise),
     _row("conv", "input_grad", "gemm_small", "gemm_small", "conv", "gemm_small", _pointwise),
     _row("conv", "weight_grad", "gemm_small", "weight_grad", "weight_grad", "gemm_small", _pointwise),
-    _row("conv", "forward", "blocked", "blocked", "conv", "blocked", _planes),
+    _row("conv", "forward", "blocked", "blocked", "conv", "blocked", _planes, "pixels"),
     _row("conv", "input_grad", "blocked", "blocked", "conv", "blocked", _planes),
     _row("conv", "weight_grad", "blocked", "shifted_grad", "weight_grad", "blocked", _near),
     _row("conv", "forward", "depthwise", "depthwise", "conv", "depthwise", _depthwise),

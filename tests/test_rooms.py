@@ -18,7 +18,7 @@ ROOMS = (
     ("conv", "pool", "dense", "resample", "unfold"),
     ("calls", "calls_pool"),
     ("plan",),
-    ("bank",),
+    ("bank", "pixels"),
     ("blocked",),
     ("winograd",),
     ("passes",),

@@ -30,8 +30,9 @@ cdef inline Rows rows_of(const Geometry* g, const real* weight, Py_ssize_t bundl
 
 
 cdef inline void pack_lanes(const Geometry* g, const Tap* taps, const Rows* rows, bint along, Py_ssize_t offset,
-                            real* to) noexcept nogil:
-    """The weights from `offset` on: the whole depth if it lies in order, or the taps of one channel."""
+                            Py_ssize_t apart, real* to) noexcept nogil:
+    """The weights from `offset` on, `apart` in a panel: the whole depth if it lies in order, or the taps of one
+    channel."""
     cdef vec[VL] block
     cdef Py_ssize_t first = 0, i, t, index
     while first < rows.most:
@@ -40,12 +41,12 @@ cdef inline void pack_lanes(const Geometry* g, const Tap* taps, const Rows* rows
         vtranspose(block)
         if along:
             for i in range(smaller(VL, rows.most - first)):
-                vstore(to + (first + i) * NR, block[i])
+                vstore(to + (first + i) * apart, block[i])
         else:
             for t in range(g.taps):
                 index = taps[t].weight - first
                 if 0 <= index < VL:
-                    vstore(to + t * NR, block[index])
+                    vstore(to + t * apart, block[index])
         first += VL
 
 
@@ -62,4 +63,4 @@ cdef inline void pack_panel(const Geometry* g, const Tap* taps, const real* weig
     for vector in range(NR // VL):
         rows = rows_of(g, weight, bundle, panel * NR + vector * VL, volume)
         for c in range(1 if along else g.channels):
-            pack_lanes(g, taps, &rows, along, c * g.weight_channel, to + c * g.taps * NR + vector * VL)
+            pack_lanes(g, taps, &rows, along, c * g.weight_channel, NR, to + c * g.taps * NR + vector * VL)

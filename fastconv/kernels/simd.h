@@ -181,11 +181,18 @@ static inline __attribute__((always_inline)) void vfma_repeated(vec *c, const re
 #endif
 }
 
-/* max(x, 0) that hands a NaN through: only lanes that compare below zero are cleared. */
-static inline vec vrelu(vec x) {
-    __typeof__(x < x) negative = x < vzero();
-    return (vec)(~negative & (__typeof__(negative))x);
+/* max(x, bound) and max(x, 0) that hand a NaN through: the processor's maximum is its second operand then. */
+static inline vec vat_least(vec x, vec bound) {
+#if defined(__AVX512F__)
+    return sizeof(real) == 4 ? (vec)_mm512_max_ps((__m512)bound, (__m512)x) : (vec)_mm512_max_pd((__m512d)bound, (__m512d)x);
+#elif defined(__AVX2__) && !defined(FC_WIDE)
+    return sizeof(real) == 4 ? (vec)_mm256_max_ps((__m256)bound, (__m256)x) : (vec)_mm256_max_pd((__m256d)bound, (__m256d)x);
+#else
+    __typeof__(x < x) below = x < bound;
+    return (vec)((~below & (__typeof__(below))x) | (below & (__typeof__(below))bound));
+#endif
 }
+static inline vec vrelu(vec x) { return vat_least(x, vzero()); }
 
 /* p itself: gcc would take the address apart and add its parts up again in each turn of a loop. */
 static inline const real *as_one(const real *p) {
