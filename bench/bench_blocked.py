@@ -1,4 +1,4 @@
-"""Output channels in the lanes, "blocked" against "gemm": groups, steps, channels last, prepared; input gradients."""
+"""Output channels in the lanes, "blocked" against "gemm": groups, steps, channels last; input gradients."""
 
 import numpy as np
 import pytest

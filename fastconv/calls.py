@@ -122,7 +122,22 @@ def _blocked(plan: Plan) -> Run:
             out.fill(0)
         forward(grad_output, weight, None, out, threads)
 
-    return forward if plan.direction == "forward" else input_grad
+    if plan.direction == "input_grad":
+        return input_grad
+    return forward if plan.rest is None else _with_rest(plan, forward, plan.rest)
+
+
+def _with_rest(plan: Plan, run: Run, rest: Pass) -> Run:
+    """`run` for all filters but the last, which "gemm" takes."""
+    last, step = _gemm_pass(plan, rest), plan.passes[0]
+    filters = int(step.geometry["rows"])
+    cut = plan.blocked_kernel.packed_elements(step.geometry) if plan.prepared else filters
+
+    def forward(x: Array, w: Array, bias: Array | None, out: Array, threads: int) -> None:
+        run(x, w[:cut], None if bias is None else bias[:filters], out, threads)
+        last(x, w[cut:], None if bias is None else bias[filters:], out, threads)
+
+    return forward
 
 
 def _gemm_small(plan: Plan) -> Run:
@@ -293,7 +308,15 @@ def pack(plan: Plan, weight: Array, threads: int) -> Array:
         kernel = plan.blocked_kernel
     else:
         kernel = kernels.gemm_small if plan.algorithm == "gemm_small" else kernels.gemm
-    packed = np.empty(kernel.packed_elements(step.geometry), plan.dtype)
+    filters = int(step.geometry["rows"])
+    packed = _packed(kernel, step, weight if plan.rest is None else weight[:filters], threads)
+    if plan.rest is None:
+        return packed
+    return np.concatenate([packed, _packed(kernels.gemm, plan.rest, weight[filters:], threads)])
+
+
+def _packed(kernel: Any, step: Pass, weight: Array, threads: int) -> Array:
+    packed = np.empty(kernel.packed_elements(step.geometry), weight.dtype)
     kernel.pack(step.geometry, step.taps, weight, packed, threads)
     return packed
 

@@ -273,7 +273,10 @@ def _layout(p: ConvProblem, channels: int, size: tuple[int, ...]) -> tuple[int, 
     return channels * plane, channels // p.groups * channel, channel, axes
 
 
-def forward_pass(p: ConvProblem, dtype: np.dtype[Any], relu: bool) -> Pass:
+def forward_pass(
+    p: ConvProblem, dtype: np.dtype[Any], relu: bool, first: int = 0, rows: int | None = None
+) -> Pass:
+    """All output channels of each group, or `rows` of them from `first` on: their weights come alone."""
     kernel = _three(p.kernel, 1)
     in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
     taps = [
@@ -283,7 +286,8 @@ def forward_pass(p: ConvProblem, dtype: np.dtype[Any], relu: bool) -> Pass:
     in_image, in_group, in_channel, in_axis = _layout(p, p.in_channels, in_size)
     out_image, out_group, out_row, out_axis = _layout(p, p.out_channels, out_size)
     fields = {
-        "batch": p.batch, "groups": p.groups, "rows": p.group_out, "channels": p.group_in,
+        "batch": p.batch, "groups": p.groups, "rows": p.group_out if rows is None else rows,
+        "channels": p.group_in, "out_offset": first * out_row,
         "in_size": in_size, "out_size": out_size, "step": _three(p.stride, 1),
         "in_image": in_image, "in_group": in_group, "in_channel": in_channel, "in_axis": in_axis,
         "out_image": out_image, "out_group": out_group, "out_row": out_row, "out_axis": out_axis,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastconv import bank, pixels, winograd
-from fastconv.blocked import gain
+from fastconv.blocked import gain, rest_of
 from fastconv.engine import forget_on_change, load
 from fastconv.passes import (
     PACK_LIMIT,
@@ -29,7 +29,9 @@ from fastconv.problem import ConvProblem
 from fastconv.registry import Kernel, find
 from fastconv.threads import get_num_threads
 
-DIRECT_FLOPS = 20_000  # up to here "auto" takes the direct kernel
+# Up to here "auto" takes the direct kernel, whose loops are the pixels of a row for each weight: 8 -> 8
+# channels at 12x12 2.1 us, "gemm" 2.4, at 3x3 with 3x3 filters 8.9, 3.3; 3 -> 8 at 48x48, step 3, 4.8, 4.1.
+DIRECT_FLOPS, DIRECT_WEIGHTS, DIRECT_WEIGHTS_STEPS = 20_000, 64, 16
 DEPTHWISE_FLOPS = 2_000  # and up to here where a group has one input channel
 # Filters a group, of one channel, from which on a matrix product is faster: it reads the image less often.
 # Measured with 8, 32 and 100 filters of 1x1 to 15x15 and strides of 1 to 3 on a 48x48 image; with up to
@@ -70,6 +72,8 @@ class Plan:
         Whether the passes write every element of the output; otherwise it starts as zeros.
     reduction : Reduction or None
         For a weight gradient by "gemm".
+    rest : Pass or None
+        For "blocked": the filters that "gemm" takes, as they would leave lanes idle.
     copies : bool
         Whether operands whose channels lie last are transposed for a kernel that wants them first.
     """
@@ -81,9 +85,10 @@ class Plan:
     dtype: np.dtype[Any]
     relu: bool = False
     prepared: bool = False
-    passes: tuple[Pass, ...] = field(default=(), compare=False)  # the rest decides them
+    passes: tuple[Pass, ...] = field(default=(), compare=False)  # the others decide them
     covers: bool = True
     reduction: Reduction | None = None
+    rest: Pass | None = field(default=None, compare=False)
     copies: bool = False
 
     @property
@@ -140,7 +145,8 @@ class Plan:
             return int(kernel.workspace_bytes(image.geometry, image.taps, threads))
         if self.algorithm == "blocked" and self.direction != "weight_grad":
             sized = self.blocked_kernel.workspace_bytes
-            return int(sized(*self.all_passes, self.prepared, threads, PACK_LIMIT))
+            size = int(sized(*self.all_passes, self.prepared, threads, PACK_LIMIT))
+            return size if self.rest is None else max(size, self._pass_workspace(self.rest, threads))
         if self.algorithm in ("depthwise", "filter"):
             return int(kernels.depthwise.workspace_bytes(*self.phases, threads))
         if self.direction == "weight_grad":
@@ -218,10 +224,15 @@ class Plan:
         return "\n".join(lines)
 
 
+def _is_tiny(problem: ConvProblem) -> bool:
+    """Is there less to compute than to set up?"""
+    weights = DIRECT_WEIGHTS if max(problem.stride) == 1 else DIRECT_WEIGHTS_STEPS
+    return problem.flops <= DIRECT_FLOPS and problem.parameters <= weights
+
+
 def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
-    small = problem.flops <= DIRECT_FLOPS and not prepared
-    if not small and pixels.pay(problem, direction, prepared, dtype):
+    if (prepared or not _is_tiny(problem)) and pixels.pay(problem, direction, prepared, dtype):
         return "blocked", "channels lie last: pixels are read and written in place"
     algorithm, reason = _choose_direct(problem, direction, prepared, dtype)
     general = algorithm in ("gemm", "shifted", "blocked")
@@ -244,8 +255,8 @@ def _choose_direct(
             return bank.choose(problem, dtype)
         if not many:
             return "depthwise", "one input channel a group: nothing to sum over channels"
-    if problem.flops <= DIRECT_FLOPS and not prepared:
-        return "direct", f"at most {DIRECT_FLOPS:,} flops: packing would cost more"
+    if _is_tiny(problem) and not prepared:
+        return "direct", "few products of few weights: packing would cost more"
     # Timed from 2 to 512 channels a group: with taps "shifted" takes 0.1 to 1.0 times as long as "gemm".
     if (
         direction == "weight_grad"
@@ -313,7 +324,10 @@ def plan_conv(
         return make()
     fit = skip_padding if algorithm == "blocked" else lambda step: step
     if direction == "forward":
-        return make((fit(forward_pass(problem, dtype, relu)),))
+        rest = rest_of(problem, direction, dtype) if algorithm == "blocked" else 0
+        rows = problem.group_out - rest
+        last = forward_pass(problem, dtype, relu, rows, rest) if rest else None
+        return make((fit(forward_pass(problem, dtype, relu, 0, rows)),), rest=last)
     if direction == "weight_grad":
         image, grad = forward_pass(problem, dtype, False), identity_pass(problem, dtype)
         if algorithm in ("direct", *SELF_CUT, *winograd.ALGORITHMS):

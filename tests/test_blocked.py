@@ -32,6 +32,9 @@ PROBLEMS = [
     case((1, 8, 5, 3), (40, 8, 3, 3), padding=1),
     case((1, 8, 3, 130), (16, 8, 3, 5), padding=(1, 2)),
     case((2, 8, 1, 37), (24, 8, 1, 5), stride=(1, 2), padding=(0, 2)),
+    # Tiles of two rows, as padding lies on all sides; filters that leave lanes idle.
+    case((2, 3, 25, 47), (35, 3, 9, 9), stride=2, dilation=3, padding=12),
+    case((1, 2, 31, 23), (33, 2, 7, 10), dilation=3, padding=(9, 13)),
     # Several blocks of the depth, and panels.
     case((1, 150, 6, 6), (70, 150, 3, 3), padding=1),
     case((1, 70, 9, 9), (40, 70, 5, 5), stride=2, padding=2),
@@ -151,6 +154,19 @@ def test_auto_takes_it_for_groups_and_steps(isa):
         assert (chosen((1, 512, 14, 14), 512, 3, **options) == "blocked") == tall
     assert chosen((1, 256, 28, 28), 512, 1, stride=2) == "gemm"
     assert chosen((1, 64, 56, 56), 41, 5, stride=2, padding=2) == "gemm"
+
+
+def test_gemm_takes_filters_that_leave_lanes_idle(isa, dtype):
+    _, panel, vector = engine.load(np.dtype(dtype)).machine.tile()
+    shape, options = (1, 8, 48, 48), {"stride": 2, "dilation": 3, "padding": 21, "dtype": dtype}
+    with_rest = fastconv.plan_conv2d(shape, (2 * panel + 1, 8, 15, 15), algorithm="blocked", **options)
+    takes = blocked.REST * vector >= 1
+    assert (with_rest.rest is not None) == takes
+    assert int(with_rest.passes[0].geometry["rows"]) == 2 * panel + (not takes)
+    even = fastconv.plan_conv2d(shape, (2 * panel, 8, 15, 15), algorithm="blocked", **options)
+    assert even.rest is None
+    few = fastconv.plan_conv2d((1, 8, 12, 12), (2 * panel + 1, 8, 3, 3), padding=1, stride=2, dtype=dtype)
+    assert few.algorithm == "gemm"  # hardly any padding
 
 
 def test_lanes_used(isa, dtype):

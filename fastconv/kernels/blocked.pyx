@@ -18,10 +18,10 @@ from fastconv.kernels.blocked_band cimport fill_band
 from fastconv.kernels.blocked_pack cimport pack_panel
 from fastconv.kernels.blocked_tile cimport Spot, half_width, run_tile
 from fastconv.kernels.blocked_work cimport (
-    Work, aim_at_taps, band_bytes, bundles_of, cut, join, list_live, packed_bytes, panels_of,
-    table_bytes, thread_bytes,
+    Span, Work, aim_at_taps, band_bytes, bundles_of, cut, join, list_live, packed_bytes, panels_of, rows_met,
+    table_bytes, taps_across, thread_bytes, tiles_of,
 )
-from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, smaller
+from fastconv.kernels.gemm_pack cimport are_finite, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
     MR, NR, VL, flush_denormals, prefetch_write, real, restore_denormals, vec, vload, vstore, vstore_apart,
@@ -47,6 +47,7 @@ cdef struct Unit:
 cdef struct Panel:
     const Geometry* g
     Py_ssize_t first_tap
+    Py_ssize_t across            # taps of a row
     Py_ssize_t lanes
     int vectors
     real* out
@@ -114,17 +115,19 @@ cdef void store_scattered(const Work* w, const real* sums, Py_ssize_t pixels, co
 
 
 cdef void run_panel(const Work* w, const Unit* u, const Panel* p, Store store, Spot* s, real* waiting) noexcept nogil:
-    """One panel against the rows of a band, two at a time where maps are narrow."""
+    """One panel against the rows of a band, two at a time where maps are narrow or padding is wide."""
     cdef const Geometry* g = p.g
     cdef real[(MR + 2 * VL) * NR] sums
     cdef Py_ssize_t y = 0, x, last, number, lane
     cdef Py_ssize_t line = g.step[1] * w.band.phases * w.band.length * w.shared
     cdef Py_ssize_t rows = smaller(u.rows, g.out_size[1] - u.row)
-    cdef bint pairs, together = g.out_axis[1] == g.out_size[2] * g.out_axis[2]
+    cdef bint pairs, together = p.tiles == 1 and g.out_axis[1] == g.out_size[2] * g.out_axis[2]
     cdef bint closes = u.channel + u.channels == g.channels
+    cdef Span met
     cdef real* out
     while y < rows:
-        pairs = 2 * g.out_size[2] <= MR and y + 1 < rows
+        pairs = (w.pairs or 2 * g.out_size[2] <= MR) and y + 1 < rows
+        met = rows_met(g, w.taps + p.first_tap, p.across, u.row + y, u.row + y + pairs)
         for number in range(p.tiles):
             x = number * g.out_size[2] // p.tiles
             last = (number + 1) * g.out_size[2] // p.tiles
@@ -132,7 +135,7 @@ cdef void run_panel(const Work* w, const Unit* u, const Panel* p, Store store, S
             if g.stream and closes:
                 for lane in range(p.lanes):
                     prefetch_write(out + w.lanes[lane])
-            aim_at_taps(w, g, p.first_tap, u.row + y, u.row + y + pairs, x, last - 1, s)
+            aim_at_taps(w, g, p.first_tap, p.across, &met, x, last - 1, s)
             s.band = u.band + y * line + x * w.shared
             s.half = line if pairs else half_width(last - x) * w.shared
             s.sums = sums
@@ -143,7 +146,7 @@ cdef void run_panel(const Work* w, const Unit* u, const Panel* p, Store store, S
                 continue
             store(w, s.sums, last - x if not (pairs and together) else 2 * last, p, u.groups, out)
             if pairs and not together:
-                store(w, s.sums + last * NR, last, p, u.groups, out + g.out_axis[1])
+                store(w, s.sums + (last - x) * NR, last - x, p, u.groups, out + g.out_axis[1])
         y += 1 + pairs
 
 
@@ -182,7 +185,8 @@ cdef void run_block(const Work* w, Unit* u) noexcept nogil:
         p.first_tap = 0
         for i in range(w.count):
             p.g = &w.passes[i]
-            p.tiles = ceil_div(p.g.out_size[2], MR)
+            p.across = taps_across(p.g, w.taps + p.first_tap)
+            p.tiles = tiles_of(w, p.g.out_size[2])
             p.out = (w.out + p.g.out_offset + u.image * g.out_image + u.bundle * w.shared * g.out_group
                      + panel * NR // w.shared * g.out_row)
             run_panel(w, u, &p, store, &s,

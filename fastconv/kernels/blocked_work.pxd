@@ -13,7 +13,7 @@ from fastconv.kernels.simd cimport MR, NR, VL, real
 
 cdef enum:
     BAND_BYTES = 256 << 10
-    PANEL_BYTES = 64 << 10  # of a block of the depth
+    PANEL_BYTES = 64 << 10  # of a block of the depth, or twice as many where all rows fit a band
     SUMS_BYTES = 512 << 10  # between blocks of the depth
     UNITS = 4  # for each thread, at least, where there are rows enough
 
@@ -38,6 +38,7 @@ cdef struct Work:
     Py_ssize_t parts             # spans of panels
     Py_ssize_t channels          # of a block of the depth
     Py_ssize_t blocks            # of the depth
+    bint pairs                   # the two halves of a tile lie in two rows
     Py_ssize_t tiles             # of a row of outputs, at most
     int phases                   # that taps read: bit q for phase q
     Py_ssize_t[NR] lanes         # from the first output of a panel to that of each lane
@@ -98,6 +99,79 @@ cdef inline Py_ssize_t panel_bytes(const Geometry* g) noexcept nogil:
     return g.channels * g.taps * NR * <Py_ssize_t> sizeof(real)
 
 
+cdef inline bint meets(Py_ssize_t offset, Py_ssize_t step, Py_ssize_t first, Py_ssize_t last,
+                       Py_ssize_t size) noexcept nogil:
+    return last * step + offset >= 0 and first * step + offset < size
+
+
+cdef inline Py_ssize_t taps_across(const Geometry* g, const Tap* taps) noexcept nogil:
+    """They are a grid, whose offsets rise or fall along either axis."""
+    cdef Py_ssize_t across = 1
+    while across < g.taps and taps[across].offset[1] == taps[0].offset[1]:
+        across += 1
+    return across
+
+
+# Rows or columns of taps.
+cdef struct Span:
+    Py_ssize_t first
+    Py_ssize_t last              # and one
+
+
+cdef inline Span met(const Geometry* g, const Tap* taps, int axis, Py_ssize_t count, Py_ssize_t apart,
+                     Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Those of `count`, `apart` in the table, that meet the input from some of the outputs first .. last."""
+    cdef Span span
+    span.first = 0
+    span.last = count
+    while span.first < span.last and not meets(taps[span.first * apart].offset[axis], g.step[axis], first, last,
+                                               g.in_size[axis]):
+        span.first += 1
+    while span.last > span.first and not meets(taps[(span.last - 1) * apart].offset[axis], g.step[axis], first, last,
+                                               g.in_size[axis]):
+        span.last -= 1
+    return span
+
+
+cdef inline Py_ssize_t products(const Geometry* g, const Tap* taps, int axis, Py_ssize_t count, Py_ssize_t apart,
+                                Py_ssize_t most) noexcept nogil:
+    """Of taps and outputs along one axis, where tiles hold at most so many outputs and leave out what none meets."""
+    cdef Py_ssize_t size = g.out_size[axis], tiles = ceil_div(size, most), number, first, last, total = 0
+    cdef Span span
+    for number in range(tiles):
+        first = number * size // tiles
+        last = (number + 1) * size // tiles
+        span = met(g, taps, axis, count, apart, first, last - 1)
+        total += (last - first) * (span.last - span.first)
+    return total
+
+
+cdef inline bint takes_pairs(const Work* w) noexcept nogil:
+    """Do tiles of two rows fill their pixels where those of one do not, or leave out more of the padding?"""
+    cdef const Geometry* g = &w.whole
+    cdef Py_ssize_t across, flat, square
+    if 2 * g.out_size[2] <= MR:
+        return True
+    if not g.skips or w.count > 1:
+        return False
+    across = taps_across(g, w.taps)
+    flat = products(g, w.taps, 2, across, 1, MR) * products(g, w.taps, 1, g.taps // across, across, 1)
+    square = products(g, w.taps, 2, across, 1, MR // 2) * products(g, w.taps, 1, g.taps // across, across, 2)
+    return 20 * square < 19 * flat
+
+
+cdef inline Py_ssize_t tiles_of(const Work* w, Py_ssize_t width) noexcept nogil:
+    return ceil_div(width, MR // 2 if w.pairs else MR)
+
+
+cdef inline void cut_depth(Work* w, Py_ssize_t bytes) noexcept nogil:
+    """Into blocks of even channels, whose panels hold about so many bytes."""
+    cdef const Geometry* g = &w.whole
+    w.blocks = smaller(larger((panel_bytes(g) + bytes // 2) // bytes, 1), larger(g.channels, 1))
+    w.channels = ceil_div(g.channels, w.blocks)
+    w.blocks = ceil_div(g.channels, w.channels)
+
+
 cdef inline void cut(Work* w, const Geometry* passes, Py_ssize_t count, const Tap* taps, Py_ssize_t limit,
                      int threads) noexcept nogil:
     """Bands as high as the cache allows, and as many units as keep threads busy alike.
@@ -119,12 +193,13 @@ cdef inline void cut(Work* w, const Geometry* passes, Py_ssize_t count, const Ta
     w.parts = 1
     for lane in range(NR):
         w.lanes[lane] = lane % w.shared * g.out_group + lane // w.shared * g.out_row
-    w.tiles = ceil_div(g.out_size[2], MR)
-    w.blocks = smaller(larger((panel_bytes(g) + PANEL_BYTES // 2) // PANEL_BYTES, 1), larger(g.channels, 1))
-    w.channels = ceil_div(g.channels, w.blocks)
-    w.blocks = ceil_div(g.channels, w.channels)
+    w.pairs = takes_pairs(w)
+    w.tiles = tiles_of(w, g.out_size[2])
     w.rows = g.out_size[1]
     w.band = shape(g, taps, w.rows)
+    cut_depth(w, 2 * PANEL_BYTES)
+    if not fits(w):
+        cut_depth(w, PANEL_BYTES)
     units = w.bundles * g.batch
     least = UNITS * threads if threads > 1 else 1
     if units < threads <= w.panels and g.out_size[1] < 2 * least:  # few rows, which tiles want in pairs
@@ -167,38 +242,25 @@ cdef inline void list_live(Work* w, char* memory) noexcept nogil:
         w.live[t].weight = t * NR
 
 
-cdef inline bint meets(Py_ssize_t offset, Py_ssize_t step, Py_ssize_t first, Py_ssize_t last,
-                       Py_ssize_t size) noexcept nogil:
-    return last * step + offset >= 0 and first * step + offset < size
+cdef inline Span rows_met(const Geometry* g, const Tap* taps, Py_ssize_t across, Py_ssize_t first,
+                          Py_ssize_t last) noexcept nogil:
+    """Rows of taps, `across` in each."""
+    return met(g, taps, 1, g.taps // across, across, first, last)
 
 
-cdef inline void aim_at_taps(const Work* w, const Geometry* g, Py_ssize_t first_tap, Py_ssize_t row,
-                             Py_ssize_t last_row, Py_ssize_t x, Py_ssize_t last, Spot* s) noexcept nogil:
-    """The taps of a pass, without those that meet nothing but the padding from outputs of these rows and columns.
-
-    They are a grid, whose offsets rise or fall along either axis.
-    """
-    cdef const Tap* taps = w.taps + first_tap
-    cdef Py_ssize_t across = 1, begin = 0, end, top = 0, bottom = g.taps
+cdef inline void aim_at_taps(const Work* w, const Geometry* g, Py_ssize_t first_tap, Py_ssize_t across,
+                             const Span* rows, Py_ssize_t x, Py_ssize_t last, Spot* s) noexcept nogil:
+    """The taps of a pass, of these rows, without those that meet nothing but the padding from outputs x .. last."""
+    cdef Span columns
     s.live = w.live + first_tap
     s.runs = 1
     s.run = s.apart = g.taps
     if not w.skips:
         return
-    while across < g.taps and taps[across].offset[1] == taps[0].offset[1]:
-        across += 1
-    end = across
-    while begin < end and not meets(taps[begin].offset[2], g.step[2], x, last, g.in_size[2]):
-        begin += 1
-    while end > begin and not meets(taps[end - 1].offset[2], g.step[2], x, last, g.in_size[2]):
-        end -= 1
-    while top < bottom and not meets(taps[top].offset[1], g.step[1], row, last_row, g.in_size[1]):
-        top += across
-    while bottom > top and not meets(taps[bottom - across].offset[1], g.step[1], row, last_row, g.in_size[1]):
-        bottom -= across
-    s.live += top + begin
-    s.run = end - begin
-    s.runs = (bottom - top) // across
+    columns = met(g, w.taps + first_tap, 2, across, 1, x, last)
+    s.live += rows.first * across + columns.first
+    s.run = columns.last - columns.first
+    s.runs = rows.last - rows.first
     s.apart = across
     if s.run == across:
         s.run *= s.runs
