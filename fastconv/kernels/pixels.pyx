@@ -161,31 +161,46 @@ cdef void run_tile(int vectors, Py_ssize_t half, const Spot* s) noexcept nogil:
         tile_of_width(2, half, s)
 
 
+cdef Py_ssize_t beside(const Work* w, Py_ssize_t number, Py_ssize_t tiles, Py_ssize_t half) noexcept nogil:
+    """How many tiles from one on are alike, and have their windows inside the input's columns."""
+    cdef const Geometry* g = w.g
+    cdef Py_ssize_t left = 2 * half * number * g.step[2] + w.taps[0].offset[2], count = 1
+    cdef Py_ssize_t columns = (2 * half - 1) * g.step[2] + reach(w) + 1
+    if 2 * half * tiles != g.out_size[2]:
+        return 1
+    while number + count < tiles and left + 2 * half * count * g.step[2] + columns <= g.in_size[2]:
+        count += 1
+    return count
+
+
 cdef void run_row(const Work* w, Spot* s, Py_ssize_t lanes, const real* image, real* out, Py_ssize_t y,
                   const Scratch* at) noexcept nogil:
     """One panel against one row of outputs. Where its width is odd, two tiles share a pixel."""
     cdef const Geometry* g = w.g
-    cdef Py_ssize_t width = g.out_size[2], tiles = ceil_div(width, MR), number, x, half, left, columns, i
+    cdef Py_ssize_t width = g.out_size[2], tiles = ceil_div(width, MR), number = 0, x, half, left, columns, i
     cdef Py_ssize_t top = y * g.step[1] + w.taps[0].offset[1]
     cdef Live live = live_rows(w, top)
     cdef bint inside = top + live.first * w.row_gap >= 0 and top + (live.last - 1) * w.row_gap < g.in_size[1]
     cdef bint whole
     cdef int vectors = 1 if lanes <= VL else 2
     s.count = (live.last - live.first) * w.runs
-    for number in range(tiles):
+    while number < tiles:
         x = number * width // tiles
         half = ((number + 1) * width // tiles - x + 1) // 2
         x = larger(smaller(x, width - 2 * half), 0)
         left = x * g.step[2] + w.taps[0].offset[2]
         columns = (2 * half - 1) * g.step[2] + reach(w) + 1
+        whole = lanes % VL == 0 and 2 * half <= width
+        s.tiles = 1
         if inside and left >= 0 and left + columns <= g.in_size[2]:
             s.runs = w.in_place + live.first * w.runs
             s.input = image + top * g.in_axis[1] + left * g.in_axis[2]
+            if whole:
+                s.tiles = beside(w, number, tiles, half)
         else:
             copy_window(w, image, top, &live, left, columns, at.window)
             s.runs = w.copied + live.first * w.runs
             s.input = at.window
-        whole = lanes % VL == 0 and 2 * half <= width
         s.out = out + y * g.out_axis[1] + x * g.out_axis[2] if whole else at.sums
         s.out_gap = g.out_axis[2] if whole else NR
         s.stream = w.stream and whole
@@ -194,6 +209,7 @@ cdef void run_row(const Work* w, Spot* s, Py_ssize_t lanes, const real* image, r
             for i in range(smaller(2 * half, width)):
                 memcpy(out + y * g.out_axis[1] + (x + i) * g.out_axis[2], at.sums + i * NR,
                        lanes * <Py_ssize_t> sizeof(real))
+        number += s.tiles
 
 
 cdef void run_unit(const Work* w, Py_ssize_t number, char* memory) noexcept nogil:
@@ -208,7 +224,6 @@ cdef void run_unit(const Work* w, Py_ssize_t number, char* memory) noexcept nogi
     s.gap = g.step[2] * g.in_axis[2] * <Py_ssize_t> sizeof(real)
     s.length = g.channels if w.gap > 1 else w.across * g.channels
     s.start = start
-    s.tiles = 1
     s.least = 0 if g.relu else -INFINITY
     for panel in range(w.panels):
         lanes = smaller(g.rows - panel * NR, NR)
