@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import fastconv
 from fastconv import engine, plan
+from fastconv.testing import gradcheck
 
 PROBLEMS = [
     # First layers: 7x7 stride 2, 3x3, 3x3 stride 2, 4x4 stride 4.
@@ -72,6 +73,33 @@ def test_same_bits_on_any_number_of_threads(problem, isa, dtype, monkeypatch):
     plan.plan_conv.cache_clear()
     assert identical(results[0], results[1])
     assert identical(results[0], results[2])
+
+
+@every_problem
+def test_adjoint_identity(problem, isa):
+    """<conv(x), g> = <x, input_grad(g)> = <w, weight_grad(g)>."""
+    data = operands(problem, np.float64)
+    x, g, options = last(data.input), last(data.grad_output), options_of(problem, algorithm="auto")
+    y = fastconv.conv2d(x, data.weight, **options_of(problem))
+    dx = fastconv.conv2d_input_grad(x.shape, data.weight, g, **options)
+    dw = fastconv.conv2d_weight_grad(x, data.weight.shape, g, **options)
+    for operand, grad in ((x, dx), (data.weight, dw)):
+        np.testing.assert_allclose(np.vdot(y, g), np.vdot(operand, grad), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("problem", [PROBLEMS[2], PROBLEMS[6], PROBLEMS[12]], ids=str)
+def test_gradcheck(problem, isa):
+    data = operands(problem, np.float64)
+    options = options_of(problem)
+
+    def forward(x, weight, bias):
+        return fastconv.conv2d(x, weight, bias, **options)
+
+    def backward(grad, x, weight, bias):
+        return fastconv.conv2d_backward(grad, x, weight, **{**options, "algorithm": "auto"})
+
+    inputs = (last(data.input), data.weight, data.bias)
+    assert gradcheck(forward, inputs, backward, max_elements=40, names=("input", "weight", "bias"))
 
 
 @pytest.mark.parametrize("filters", [32, 48])
