@@ -16,6 +16,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.blocked_pack cimport Rows, pack_lanes, rows_of
+from fastconv.kernels.blocked_work cimport Span, aligned, rows_met, taps_across
 from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.pixels_tile cimport Run, Spot, tile_of_width
@@ -57,19 +58,8 @@ cdef struct Scratch:
     real* sums                   # [MR][NR], of tiles that are stored in part
 
 
-# Rows of taps that meet the input.
-cdef struct Live:
-    Py_ssize_t first
-    Py_ssize_t last              # and one
-
-
 cdef Py_ssize_t reach(const Work* w) noexcept nogil:
     return (w.across - 1) * w.gap
-
-
-cdef Py_ssize_t aligned(Py_ssize_t elements) noexcept nogil:
-    """Their bytes, in whole lines."""
-    return ceil_div(elements * <Py_ssize_t> sizeof(real), 64) * 64
 
 
 cdef Py_ssize_t window_bytes(const Work* w) noexcept nogil:
@@ -92,9 +82,7 @@ cdef Work work_of(cnp.ndarray passes, cnp.ndarray taps, int threads):
     cdef Py_ssize_t line
     w.g = g
     w.taps = tap
-    w.across = 1
-    while w.across < g.taps and tap[w.across].offset[1] == tap[0].offset[1]:
-        w.across += 1
+    w.across = taps_across(g, tap)
     w.down = g.taps // w.across
     w.gap = tap[1].offset[2] - tap[0].offset[2] if w.across > 1 else 1
     w.row_gap = tap[w.across].offset[1] - tap[0].offset[1] if w.down > 1 else 1
@@ -123,21 +111,15 @@ cdef void list_runs(Work* w, char* memory) noexcept nogil:
             w.in_place[at].weight = w.copied[at].weight = (r * w.across + s) * w.g.channels * NR
 
 
-cdef Live live_rows(const Work* w, Py_ssize_t top) noexcept nogil:
-    """Of a window whose first row of taps meets row `top`."""
-    cdef Live live
-    cdef Py_ssize_t size = w.g.in_size[1]
-    live.first = 0
-    live.last = w.down
-    if w.skips:
-        while live.first < live.last and top + live.first * w.row_gap < 0:
-            live.first += 1
-        while live.last > live.first and top + (live.last - 1) * w.row_gap >= size:
-            live.last -= 1
-    return live
+cdef Span live_rows(const Work* w, Py_ssize_t y) noexcept nogil:
+    """Rows of taps that the outputs of row y need."""
+    cdef Span all
+    all.first = 0
+    all.last = w.down
+    return rows_met(w.g, w.taps, w.across, y, y) if w.skips else all
 
 
-cdef void copy_window(const Work* w, const real* image, Py_ssize_t top, const Live* live, Py_ssize_t left,
+cdef void copy_window(const Work* w, const real* image, Py_ssize_t top, const Span* live, Py_ssize_t left,
                       Py_ssize_t columns, real* to) noexcept nogil:
     """What `columns` columns from `left` on hold in the rows of the live taps: zeros outside of the input."""
     cdef const Geometry* g = w.g
@@ -179,7 +161,7 @@ cdef void run_row(const Work* w, Spot* s, Py_ssize_t lanes, const real* image, r
     cdef const Geometry* g = w.g
     cdef Py_ssize_t width = g.out_size[2], tiles = ceil_div(width, MR), number = 0, x, half, left, columns, i
     cdef Py_ssize_t top = y * g.step[1] + w.taps[0].offset[1]
-    cdef Live live = live_rows(w, top)
+    cdef Span live = live_rows(w, y)
     cdef bint inside = top + live.first * w.row_gap >= 0 and top + (live.last - 1) * w.row_gap < g.in_size[1]
     cdef bint whole
     cdef int vectors = 1 if lanes <= VL else 2

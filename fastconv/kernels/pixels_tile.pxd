@@ -7,7 +7,7 @@ the pixels have addresses of their own, which the processor adds up from three m
 """
 
 from fastconv.kernels.simd cimport (
-    MR, NR, NV, VL, real, vec, vfma_kept, vfma_repeated, vload, vat_least, vrepeat, vset1, vstore, vstream,
+    MR, NR, NV, VL, real, vat_least, vec, vfma_kept, vfma_repeated, vload, vrepeat, vset1, vstore, vstream,
 )
 
 

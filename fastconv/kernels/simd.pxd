@@ -33,7 +33,6 @@ cdef extern from "simd.h" nogil:
     vec vfma_onto(vec c, vec a, vec b) noexcept
     vec vfma_kept(vec c, vec a, vec b) noexcept
     void vfma_repeated(vec* c, const real* p, int count, const vec* b) noexcept
-    vec vat_least(vec x, vec bound)
     vec vat_least(vec x, vec bound) noexcept
     vec vrelu(vec x) noexcept
     vec veven(vec a, vec b) noexcept
