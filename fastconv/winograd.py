@@ -34,13 +34,19 @@ LEAST_TILES = 28  # weights are read once for so many
 # 27 and 26. Prepared weights of 512 -> 512 at 28x28: 9.0 and 10.2.
 WHOLE_TILES, MANY_CHANNELS = 64, 1024
 MOST_SUMMED = 100  # tiles of a chunk. Measured from 32 to 400: best, and more would lose digits
+# Up to so many channels and filters a weight gradient's chunks fit the second-level cache, with so many tiles
+# at least, and form splits, each computed by one thread. Milliseconds on one and two threads, shared chunk by
+# chunk and in splits: 64 -> 64 at 224x224 13.1 and 10.9, 12.7 and 6.3; 128 -> 128 at 56x56 2.5 and 1.5, 2.9
+# and 2.0.
+SPLIT_CHANNELS, SPLIT_TILES, SPLITS = 192, 48, 8
 # Of the time of the algorithm that multiplies every tap: below it Winograd's is taken. Weight gradients of
 # 8 to 32 channels were predicted least well, by up to a third.
 MARGINS = {"forward": 0.95, "input_grad": 0.95, "weight_grad": 0.75}
 # Pixels of a weight gradient's sums. With fewer, "gemm" sums round less than the transforms of 6x6 points do:
-# rms errors, inputs of 1e-3 to 1e3, were 3.7 times its own at 8x8, 3.2 at 10x10, 2.6 at 13x13, 2.4 at 14x14.
-# Without fused instructions every step rounds twice: 2.7 at 14x14.
-LEAST_SUMMED, LEAST_SUMMED_UNFUSED = 180, 250
+# rms errors, inputs of 1e-3 to 1e3, were 3.7 times its own at 8x8, 3.2 at 10x10, 2.6 at 13x13 and 18x18, 2.2
+# at 20x20. Tiles of 2x2 take a tenth longer at 14x14, at 16x16, which tiles of 4x4 fill, 1.4 to 1.7 times as
+# long.
+LEAST_SUMMED = 400
 FEW_CHANNELS = 8  # with less, lanes stay idle
 # Of a group, where there are several: they come one after the other, and threads share each. 32 groups of
 # 32 at 7x7 took 296 us on one thread (by "gemm" 436) and 450 on two (266).
@@ -145,7 +151,7 @@ def cut(
     point_bytes = (size + 2) ** 2 * dtype.itemsize
     if direction == "weight_grad":
         tile = point_bytes * max(problem.group_in + problem.group_out, 1)
-        return size, max(1, min(MOST_SUMMED, CHUNK_BYTES // tile))
+        return size, *_chunks(problem, problem.batch * prod(-(-o // size) for o in problem.out_size), tile)
     channels, _, outputs = _sides(problem, direction)
     tile = point_bytes * max(channels, 1)
     whole = problem.batch * prod(-(-o // size) for o in outputs)
@@ -155,6 +161,17 @@ def cut(
     if pays and whole <= WHOLE_TILES and whole * tile <= 2 * VALUES_BYTES:
         tiles = WHOLE_TILES
     return size, tiles, prepared, l2_bytes(), LIMIT
+
+
+def _chunks(problem: ConvProblem, tiles: int, tile_bytes: int) -> tuple[int, int]:
+    """Tiles of a chunk of a weight gradient at most, and the splits of its chunks."""
+    most = max(1, min(MOST_SUMMED, CHUNK_BYTES // tile_bytes))
+    if problem.group_in + problem.group_out > SPLIT_CHANNELS:
+        return most, 1
+    most = min(most, max(SPLIT_TILES, l2_bytes() // 2 // tile_bytes))
+    splits = min(SPLITS, -(-tiles // most))
+    length = -(-tiles // (-(-tiles // (most * splits)) * splits))
+    return length, min(splits, -(-tiles // length))
 
 
 def _sides(problem: ConvProblem, direction: str) -> tuple[int, int, tuple[int, ...]]:
@@ -211,8 +228,7 @@ def choose(
         )
         for name, cost in costs.items()
     }  # fmt: skip
-    least = LEAST_SUMMED_UNFUSED if active_isa() == "baseline" else LEAST_SUMMED
-    if grad and problem.batch * prod(outputs) < least:
+    if grad and problem.batch * prod(outputs) < LEAST_SUMMED:
         del times["winograd_f4x4_3x3"]
     best = min(times, key=lambda name: times[name])
     share = times[best] / times["gemm"]

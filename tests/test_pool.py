@@ -214,6 +214,9 @@ WAYS = {
     "small planes share a strip": ((2, 37, 8, 8), 3, 1, 1),
     "small planes, padded rows": ((1, 40, 5, 3), (3, 2), 1, 1),
     "long windows, many planes": ((1, 19, 20, 20), (9, 13), 1, (4, 6)),
+    "long windows, several blocks": ((2, 3, 45, 70), (8, 20), 1, (3, 10)),
+    "long windows, lower planes": ((1, 5, 6, 9), (11, 17), 1, (5, 8)),
+    "long windows, much padding": ((1, 2, 21, 12), (9, 8), 1, ((8, 3), (0, 7))),
     "long windows with a stride": ((1, 3, 70, 41), (8, 9), (3, 2), (4, 4)),
     "a stack of several strips": ((1, 1, 40, 260), (9, 3), 1, (4, 1)),
     "wide rows": ((1, 1, 4, 4500), (2, 8), 1, (1, 4)),
@@ -312,6 +315,19 @@ def test_nan_of_either_sign_and_position_propagates(isa, dtype, sign):
         x.flat[position] = np.copysign(NAN, sign)
         y = max_pool2d(x, 3, 1, 1)
         np.testing.assert_array_equal(y, reference.max_pool(x, 3, 1, 1)[0])
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("kernel", [(8, 8), (13, 13), (9, 70)])
+def test_long_windows_hold_what_is_not_a_number(isa, dtype, rng, kernel, layout):
+    padding = tuple(size // 2 for size in kernel)
+    for values in ([NAN], [INF], [-INF], [INF, -INF], [NAN, INF, -INF]):
+        x = coarse(rng, (2, 3, 40, 37), dtype)
+        x.flat[rng.choice(x.size, len(values), replace=False)] = values
+        expected = reference.max_pool(x, kernel, 1, padding)[0]
+        if layout == "NHWC":
+            x, expected = (np.ascontiguousarray(a.transpose(0, 2, 3, 1)) for a in (x, expected))
+        np.testing.assert_array_equal(max_pool2d(x, kernel, 1, padding, layout=layout), expected)
 
 
 @pytest.mark.parametrize("value", [-INF, INF, NAN, 0.0])
@@ -460,6 +476,23 @@ def test_the_same_bits_for_any_number_of_threads(isa, dtype, rng, arguments, pla
     for other in results[1:]:
         for first, second in zip(results[0], other, strict=True):
             assert first.tobytes() == second.tobytes()
+
+
+def test_long_windows_have_the_bits_of_one_thread_whatever_they_hold(isa, dtype, rng, monkeypatch):
+    """Zeros of both signs, and a NaN for which one of the threads takes another maximum."""
+    monkeypatch.setattr(calls_pool, "ELEMENTS_PER_THREAD", 1)
+    pool._seen.clear()
+    calls_pool._bound.clear()
+    x = -np.abs(coarse(rng, (1, 1, 100, 37), dtype))
+    x[rng.random(x.shape) < 0.5] = 0.0
+    x[0, 0, 20, 11] = NAN
+    results = []
+    for threads in (1, 2, 5):
+        with fastconv.threads(threads):
+            results.append(max_pool2d(x, 13, 1, 6).tobytes())
+    pool._seen.clear()
+    calls_pool._bound.clear()
+    assert results[1:] == results[:1] * 2
 
 
 def test_planes_that_run_on_have_the_bits_of_strips(isa, dtype, rng, monkeypatch):

@@ -19,6 +19,7 @@ from conftest import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import signal
 
 import fastconv
@@ -68,6 +69,7 @@ PROBLEMS = [
     layer(3, 4, (150, 2)),
     layer(6, 5, 3, 40),
     layer(2, 3, 7, 9, padding=0),
+    layer(97, 98, (41, 40)),
 ]
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 
@@ -194,9 +196,10 @@ def test_gradients_are_adjoint(problem, algorithm, isa, dtype):
 @every_winograd
 @every_direction
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, 1e38])
-def test_special_values(direction, value, algorithm, isa, dtype):
+@pytest.mark.parametrize("size", [(11, 14), (31, 30)], ids=str)
+def test_special_values(size, direction, value, algorithm, isa, dtype):
     """Where a value that is not finite, or overflows at a point, meets a window, and nowhere else."""
-    problem = layer(4, 5, (11, 14), 2)
+    problem = layer(4, 5, size, 2)
     names = {"forward": ("input", "weight", "bias"), "input_grad": ("weight", "grad_output"),
              "weight_grad": ("input", "grad_output")}[direction]  # fmt: skip
     value = value * 1e270 if dtype == np.float64 and value == 1e38 else value
@@ -279,10 +282,6 @@ def drawn(kind, shape, rng):
     return values
 
 
-def rms_error(direction, data, algorithm, want):
-    return np.sqrt(np.mean((compute(direction, data, algorithm) - want) ** 2))
-
-
 def of_kind(kind, problem, dtype):
     data, rng = operands(problem, dtype), np.random.default_rng(1)
     drawn_ones = (drawn(kind, array.shape, rng).astype(dtype) for array in (data.input, data.grad_output))
@@ -301,7 +300,7 @@ def widened(data):
 @pytest.mark.parametrize("direction", ["forward", "input_grad"])
 @pytest.mark.parametrize("channels", [64, 128, 256, 512, 1024])
 def test_errors_beside_those_of_gemm(channels, direction, kind, isa):
-    """rms errors, with the channels of the benchmark's layers; a sum is as long as there are channels."""
+    """rms errors, with the channels of the benchmark's layers, beside sums that add product after product."""
     few = 16
     shape = (channels, few) if direction == "forward" else (few, channels)
     data = of_kind(kind, layer(*shape, 14), np.float32)
@@ -313,14 +312,27 @@ def test_errors_beside_those_of_gemm(channels, direction, kind, isa):
 
 @every_kind
 @pytest.mark.parametrize("batch", [1, 16])
-@pytest.mark.parametrize("size", [7, 14, 16, 28, 32, 56])
+@pytest.mark.parametrize("size", [7, 14, 16, 28, 32, 56, 112])
 def test_errors_of_weight_gradients(size, batch, kind, isa):
-    """Of what "auto" takes for the maps of the benchmark's layers; a sum is as long as there are pixels."""
+    """Of what "auto" takes for the maps of the benchmark's layers, beside products summed in chunks."""
     algorithm = chosen((batch, 256, size, size), (256, 256, 3, 3), direction="weight_grad")
     data = of_kind(kind, layer(16, 16, size, batch), np.float32)
     want = compute("weight_grad", widened(data), "gemm")
     error, usual = rms_errors("weight_grad", data, (algorithm, "gemm"), want)
     assert error <= 2.5 * usual
+
+
+@every_kind
+@pytest.mark.parametrize("size", [7, 14, 20, 28, 56, 112])
+def test_errors_of_weight_gradients_beside_products_added_one_by_one(size, kind, isa):
+    algorithm = chosen((1, 256, size, size), (256, 256, 3, 3), direction="weight_grad")
+    data = of_kind(kind, layer(8, 8, size), np.float32)
+    want = compute("weight_grad", widened(data), "gemm")
+    windows = sliding_window_view(np.pad(data.input[0], ((0, 0), (1, 1), (1, 1))), (size, size), axis=(1, 2))
+    products = windows * data.grad_output[0][:, None, None, None]
+    usual = np.cumsum(products.reshape(*want.shape, size * size), axis=-1, dtype=np.float32)[..., -1]
+    (error,) = rms_errors("weight_grad", data, [algorithm], want)
+    assert error <= 2.5 * np.sqrt(np.mean((usual - want) ** 2))
 
 
 @every_kind

@@ -217,7 +217,7 @@ def thread_bytes(cnp.ndarray geometry, bint is_backward):
     cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
     cdef Ring ring
     cdef Scratch* scratch
-    return layout_ring(g, NULL, &ring) if is_backward else layout(g, NULL, &scratch)
+    return layout_ring(g, NULL, &ring) if is_backward else layout(False, g, NULL, &scratch)
 
 
 cdef Finish finish_by(const PoolGeometry* g, cnp.ndarray divisors, int kind):

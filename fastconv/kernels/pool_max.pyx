@@ -235,7 +235,7 @@ def thread_bytes(cnp.ndarray geometry, bint indexed):
     cdef const PoolGeometry* g = <const PoolGeometry*> cnp.PyArray_DATA(geometry)
     cdef Ring ring
     cdef Scratch* scratch
-    return layout_ring(g, NULL, &ring) if indexed else layout(g, NULL, &scratch)
+    return layout_ring(g, NULL, &ring) if indexed else layout(True, g, NULL, &scratch)
 
 
 def forward(cnp.ndarray geometry, cnp.ndarray input, cnp.ndarray out, cnp.ndarray workspace, int threads):

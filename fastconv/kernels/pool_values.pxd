@@ -6,6 +6,7 @@ from fastconv.kernels.pool_direct cimport (
     pair_band, pixel_band, reduce_planes, takes_pairs, takes_pixels, takes_planes,
 )
 from fastconv.kernels.pool_flat cimport Flat, carve_flat, pool_flat, prepare_flat, takes_flat
+from fastconv.kernels.pool_long cimport Long, carve_long, pool_long, takes_long
 from fastconv.kernels.pool_reduce cimport QUOTIENTS, Values
 from fastconv.kernels.pool_strip cimport Strip, carve_strip, pool_band, prepare_strip
 from fastconv.kernels.simd cimport VL, real
@@ -17,6 +18,7 @@ cdef enum Way:
     PIXELS = 2
     PLANES = 3
     FLAT = 4
+    LONG = 5
 
 
 # One call. Where windows stay inside their planes' rows, planes are stacked to one tall plane.
@@ -35,28 +37,33 @@ cdef struct Call:
 cdef struct Scratch:
     Strip strip
     Flat flat
+    Long blocks
     const real** rows            # under a row of windows
 
 
-cdef inline Way way_of(const PoolGeometry* g) noexcept nogil:
+cdef inline Way way_of(bint maximum, const PoolGeometry* g) noexcept nogil:
     if takes_planes(g):
         return PLANES
     if takes_pairs(g):
         return PAIRS
+    if maximum and takes_long(g):
+        return LONG
     return PIXELS if takes_pixels(g) else STRIPS
 
 
-cdef inline Py_ssize_t layout(const PoolGeometry* g, char* memory, Scratch** s) noexcept nogil:
+cdef inline Py_ssize_t layout(bint maximum, const PoolGeometry* g, char* memory, Scratch** s) noexcept nogil:
     """Lays a thread's scratch out from `memory` on; returns its size."""
     cdef char* start = memory
     cdef Scratch here
-    cdef Way way = way_of(g)
+    cdef Way way = way_of(maximum, g)
     s[0] = <Scratch*> carve(&memory, sizeof(Scratch))
     here.rows = <const real**> carve(&memory, window_rows(g) * <Py_ssize_t> sizeof(void*))
     if way == STRIPS:
         carve_strip(g, &memory, &here.strip)
         if takes_flat(g):
             carve_flat(g, &memory, &here.flat)
+    elif way == LONG:
+        carve_long(g, &memory, &here.blocks)
     if start != NULL:
         s[0][0] = here
     return memory - start
@@ -82,7 +89,7 @@ cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int th
     cdef Scratch* s
     call.geometry = g[0]
     call.values.geometry = &call.geometry
-    call.way = way_of(g)
+    call.way = way_of(maximum, g)
     call.memory = memory
     if call.way == PAIRS and stacks(g):
         call.geometry.planes = 1
@@ -90,7 +97,7 @@ cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int th
         call.geometry.out_size[1] *= g.planes
         call.values.finish.row_step = 0
     for _ in range(threads):
-        call.size = layout(&call.geometry, memory, &s)
+        call.size = layout(maximum, &call.geometry, memory, &s)
         if call.way == STRIPS:
             prepare_strip(maximum, &call.values, &s.strip)
         memory += call.size
@@ -105,8 +112,10 @@ cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int th
         call.group = VL
     elif call.way == FLAT:
         call.group = smaller(s.flat.planes, ceil_div(g.planes, threads))
-    elif call.way == STRIPS and call.bands == 1:
-        call.group = smaller(s.strip.planes, ceil_div(g.planes, 4 * threads)) if threads > 1 else s.strip.planes
+    elif (call.way == STRIPS or call.way == LONG) and call.bands == 1:
+        call.group = s.blocks.planes if call.way == LONG else s.strip.planes
+        if threads > 1:
+            call.group = smaller(call.group, ceil_div(g.planes, 4 * threads))
     if call.group > 1:
         call.units = ceil_div(g.planes, call.group)
 
@@ -131,4 +140,7 @@ cdef inline void run_unit(bint maximum, const Call* call, Py_ssize_t unit, int t
         if call.group > 1:
             band.plane = unit * call.group
             planes = smaller(call.group, call.geometry.planes - band.plane)
-        pool_band(maximum, &call.values, &s.strip, &band, planes)
+        if call.way == LONG:
+            pool_long(&call.values, &s.blocks, &band, planes)
+        else:
+            pool_band(maximum, &call.values, &s.strip, &band, planes)

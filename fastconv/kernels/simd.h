@@ -407,7 +407,7 @@ static inline ivec iadd(ivec a, ivec b) { return a + b; }
 static inline vec vdiv(vec a, vec b) { return a / b; }
 
 /* vmax: the larger, NaN where either is NaN. vbeats(x, best): is x larger than best, or the first NaN?
- * vselect, iselect: a where the mask holds, else b. vadd_where: sum + x where it holds, else sum. */
+ * has_nan: does any lane hold one? vselect, iselect: a where the mask holds, else b. vadd_where: sum + x where it holds, else sum. */
 #if defined(__AVX512F__)
 #define FC_BY_WIDTH(four, eight) (sizeof(real) == 4 ? (four) : (eight))
 typedef unsigned short vmask;
@@ -424,6 +424,10 @@ static inline vec vmax(vec a, vec b) {
                                        (__m512)a, (__m512)b);
     return (vec)_mm512_mask_max_pd((__m512d)a, _mm512_cmp_pd_mask((__m512d)a, (__m512d)a, _CMP_ORD_Q),
                                    (__m512d)a, (__m512d)b);
+}
+static inline int has_nan(vec v) {
+    return FC_BY_WIDTH(_mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q),
+                       _mm512_cmp_pd_mask((__m512d)v, (__m512d)v, _CMP_UNORD_Q)) != 0;
 }
 static inline vmask iequal(ivec a, ivec b) {
     return FC_BY_WIDTH(_mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b),
@@ -468,6 +472,16 @@ static inline vec vmax(vec a, vec b) {
     vec larger = vselect((vmask)(a > b), a, b);
 #endif
     return (vec)((vmask)larger | missing);
+}
+static inline int has_nan(vec v) {
+    vmask missing = (vmask)(v != v);
+#if FC_VECTOR_BYTES == 32
+    return !_mm256_testz_si256((__m256i)missing, (__m256i)missing);
+#else
+    int found = 0;
+    for (int i = 0; i < VL; i++) found |= missing[i] != 0;
+    return found;
+#endif
 }
 #endif
 

@@ -71,6 +71,7 @@ cdef extern from "simd.h" nogil:
     vec vselect(vmask m, vec a, vec b) noexcept
     vec vadd_where(vmask m, vec total, vec x) noexcept
     vec vmax(vec a, vec b) noexcept
+    bint has_nan(vec v) noexcept
     vec vdiv(vec a, vec b) noexcept
     vec vquotient(vec a, vec b, vec reciprocal) noexcept
     vec vzip_low(vec a, vec b) noexcept
