@@ -230,6 +230,8 @@ WAYS = {
     "windows of 3 side by side": ((2, 5, 11, 20), 3, 3, 0),
     "stride 1 down, 2 across": ((1, 3, 6, 40), 3, (1, 2), 1),
     "one plane": ((1, 1, 33, 65), 3, 2, 1),
+    "gradients of wide rows": ((1, 9, 6, 530), (3, 6), 1, (1, 3)),
+    "gradients of many planes": ((3, 9, 35, 21), (5, 4), (2, 1), (2, 1)),
     "rows run on": ((1, 200, 8, 8), 3, 1, 1),
     "rows run on, 5x5": ((2, 90, 17, 17), 5, 1, 2),
     "rows run on, planes lower than windows": ((1, 151, 3, 5), (5, 3), 1, (2, 1)),
@@ -732,6 +734,29 @@ def test_indices_outside_their_window_are_refused_before_anything_is_written(isa
         with pytest.raises(ValueError, match="indices"):
             max_pool2d_backward(np.ones_like(y), x, **options, indices=indices, out=out)
         assert (out == 7).all()
+
+
+@pytest.mark.parametrize("dilation", [1, (2, 1), (1, 3)])
+def test_every_code_is_refused_unless_it_is_a_tap_inside(isa, dtype, dilation):
+    """Nine planes: eight that are scattered in turn, and one."""
+    kernel, stride, padding = (3, 5), (1, 2), (1, 2)
+    x = np.zeros((1, 9, 8, 19), dtype)
+    y, codes = max_pool2d(x, kernel, stride, padding, dilation, return_indices="window")
+    down, across = np.broadcast_to(dilation, 2)
+    for plane, row, column in itertools.product((3, 8), (0, 3, y.shape[2] - 1), (0, 2, y.shape[3] - 1)):
+        for code in range(256):
+            tap = row - 1 + code // 5 * down, 2 * column - 2 + code % 5 * across
+            is_right = code < 15 and 0 <= tap[0] < 8 and 0 <= tap[1] < 19
+            indices = codes.copy()
+            indices[0, plane, row, column] = code
+            try:
+                found = max_pool2d_backward(y + 1, x, kernel, stride, padding, dilation, indices=indices)
+            except ValueError:
+                assert not is_right
+            else:
+                assert is_right
+                assert found.sum() == y.size
+                assert found[(0, plane, *tap)] > 0
 
 
 def test_positions_between_dilated_taps_are_refused():

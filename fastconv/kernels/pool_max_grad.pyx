@@ -23,14 +23,10 @@ from fastconv.kernels.pool_gather cimport Term, gather, gather_thirds, takes_thi
 from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
 )
-from fastconv.kernels.pool_index cimport CODE_8, IndexKind, Indices, Tap, check_plane, load_indices, too_large
-from fastconv.kernels.pool_scatter cimport Taps, list_taps, scatter_planes
+from fastconv.kernels.pool_index cimport CODE_8, IndexKind, Indices, Tap, load_indices, too_large
+from fastconv.kernels.pool_scatter cimport MOST_PLANES as PLANES, Places, list_places, scatter_planes
 from fastconv.kernels.pool_spread cimport Grads, lies_side_by_side, rows_after, side_by_side, spread_lines
 from fastconv.kernels.simd cimport VL, flush_denormals, lane, real, restore_denormals
-
-
-cdef enum:
-    PLANES = 8  # scattered in turn: SPPF's 5x5 windows take 127 us by twos, 102 by fours, 95 by eights
 
 
 # SPREAD where no windows overlap; PLANEWISE: some planes scattered in turn.
@@ -50,7 +46,7 @@ cdef struct Task:
     Py_ssize_t outputs           # elements of grad_output
     const Py_ssize_t* cut        # size of what the bands are cut from
     Py_ssize_t bands
-    Taps few                     # of PLANEWISE, and
+    Places places                # of PLANEWISE, and
     Py_ssize_t group             # planes in turn
 
 
@@ -217,32 +213,30 @@ cdef void scatter_part(const Task* task, const lane* codes, const real* grads, P
 cdef bint takes_planes(const Task* task) noexcept nogil:
     """May whole planes be scattered some at a time?"""
     cdef const PoolGeometry* g = task.geometry
-    return task.indices.kind == CODE_8 and g.inner == 1 and flat(g)
+    return task.indices.kind == CODE_8 and g.inner == 1 and flat(g) and PLANES * input_size(g) < 1 << 30
 
 
 cdef Py_ssize_t scatter_group(const Task* task, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """`count` planes from `first` on; an invalid index leaves them all at 0."""
     cdef const PoolGeometry* g = task.geometry
-    cdef Py_ssize_t outputs = output_size(g), inputs = input_size(g), bad = 0, i
+    cdef Py_ssize_t outputs = output_size(g), inputs = input_size(g), i = 0
     cdef const uint8_t* codes = <const uint8_t*> task.indices.data + first * outputs
+    cdef const real* grads = task.grad_output + first * outputs
     cdef real* plane = task.grad_input + first * inputs
+    cdef bint wrong = False
     memset(plane, 0, count * inputs * sizeof(real))
-    if not task.indices.trusted:
-        for i in range(count):
-            bad += check_plane(g, task.few.columns, codes + i * outputs)
-    if bad:
-        return bad
     if count == PLANES:
-        scatter_planes(PLANES, g, task.few.positions, codes, task.grad_output + first * outputs, plane)
-        return 0
-    i = 0
-    if count >= PLANES // 2:
-        scatter_planes(PLANES // 2, g, task.few.positions, codes, task.grad_output + first * outputs, plane)
+        wrong = scatter_planes(PLANES, task.indices.trusted, g, &task.places, codes, grads, plane)
+        i = PLANES
+    elif count >= PLANES // 2:
+        wrong = scatter_planes(PLANES // 2, task.indices.trusted, g, &task.places, codes, grads, plane)
         i = PLANES // 2
     for i in range(i, count):
-        scatter_planes(1, g, task.few.positions, codes + i * outputs, task.grad_output + (first + i) * outputs,
-                       plane + i * inputs)
-    return 0
+        wrong |= scatter_planes(1, task.indices.trusted, g, &task.places, codes + i * outputs, grads + i * outputs,
+                                plane + i * inputs)
+    if wrong:
+        memset(plane, 0, count * inputs * sizeof(real))
+    return wrong
 
 
 cdef Py_ssize_t scatter_band(const Task* task, const Band* band, const Scratch* s) noexcept nogil:
@@ -320,7 +314,7 @@ cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
     units = g.planes * task.cut[0] * task.bands
     if task.way != SPREAD and task.bands == 1 and takes_planes(task):
         task.way = PLANEWISE
-        list_taps(g, task.indices.taps, &task.few)
+        list_places(g, &task.places)
         task.group = PLANES if g.planes >= 2 * PLANES * threads else PLANES // 2
         units = ceil_div(g.planes, task.group)
     if task.way == GATHER:

@@ -404,10 +404,13 @@ static inline ivec iload_bytes(const unsigned char *p) {
 }
 static inline ivec iset1(lane x) { return x - (ivec){0}; }
 static inline ivec iadd(ivec a, ivec b) { return a + b; }
+static inline ivec imul(ivec a, ivec b) { return a * b; }
+static inline ivec iupper(ivec a) { return a >> 16; } /* of 32 bits, the upper half */
 static inline vec vdiv(vec a, vec b) { return a / b; }
 
 /* vmax: the larger, NaN where either is NaN. vbeats(x, best): is x larger than best, or the first NaN?
- * has_nan: does any lane hold one? vselect, iselect: a where the mask holds, else b. vadd_where: sum + x where it holds, else sum. */
+ * has_nan: does any lane hold one? vselect, iselect: a where the mask holds, else b. vadd_where: sum + x where it
+ * holds, else sum. ibeyond: is any lane negative, or not below the limit? */
 #if defined(__AVX512F__)
 #define FC_BY_WIDTH(four, eight) (sizeof(real) == 4 ? (four) : (eight))
 typedef unsigned short vmask;
@@ -436,6 +439,10 @@ static inline vmask iequal(ivec a, ivec b) {
 static inline ivec imax(ivec a, ivec b) {
     return FC_BY_WIDTH((ivec)_mm512_max_epi32((__m512i)a, (__m512i)b),
                        (ivec)_mm512_max_epi64((__m512i)a, (__m512i)b));
+}
+static inline int ibeyond(ivec x, ivec limit) {
+    return FC_BY_WIDTH(_mm512_cmpge_epu32_mask((__m512i)x, (__m512i)limit),
+                       _mm512_cmpge_epu64_mask((__m512i)x, (__m512i)limit)) != 0;
 }
 static inline ivec iselect(vmask m, ivec a, ivec b) {
     return FC_BY_WIDTH((ivec)_mm512_mask_mov_epi32((__m512i)b, m, (__m512i)a),
@@ -473,16 +480,17 @@ static inline vec vmax(vec a, vec b) {
 #endif
     return (vec)((vmask)larger | missing);
 }
-static inline int has_nan(vec v) {
-    vmask missing = (vmask)(v != v);
+static inline int fc_any(vmask m) {
 #if FC_VECTOR_BYTES == 32
-    return !_mm256_testz_si256((__m256i)missing, (__m256i)missing);
+    return !_mm256_testz_si256((__m256i)m, (__m256i)m);
 #else
     int found = 0;
-    for (int i = 0; i < VL; i++) found |= missing[i] != 0;
+    for (int i = 0; i < VL; i++) found |= m[i] != 0;
     return found;
 #endif
 }
+static inline int has_nan(vec v) { return fc_any((vmask)(v != v)); }
+static inline int ibeyond(ivec x, ivec limit) { return fc_any((vmask)(x < 0) | (vmask)(x >= limit)); }
 #endif
 
 /* a / b, given the rounded 1 / b of a finite, normal b. With a fused product the error of a * (1 / b) is exact, and

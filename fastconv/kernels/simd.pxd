@@ -64,7 +64,10 @@ cdef extern from "simd.h" nogil:
     ivec iload_bytes(const unsigned char* p) noexcept
     ivec iset1(lane x) noexcept
     ivec iadd(ivec a, ivec b) noexcept
+    ivec imul(ivec a, ivec b) noexcept
+    ivec iupper(ivec a) noexcept
     ivec imax(ivec a, ivec b) noexcept
+    bint ibeyond(ivec x, ivec limit) noexcept
     ivec iselect(vmask m, ivec a, ivec b) noexcept
     vmask iequal(ivec a, ivec b) noexcept
     vmask vbeats(vec x, vec best) noexcept
