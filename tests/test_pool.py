@@ -217,6 +217,7 @@ WAYS = {
     "long windows, several blocks": ((2, 3, 45, 70), (8, 20), 1, (3, 10)),
     "long windows, lower planes": ((1, 5, 6, 9), (11, 17), 1, (5, 8)),
     "long windows, much padding": ((1, 2, 21, 12), (9, 8), 1, ((8, 3), (0, 7))),
+    "long windows, slices of channels": ((1, 75, 10, 21), 9, 1, 4),
     "long windows with a stride": ((1, 3, 70, 41), (8, 9), (3, 2), (4, 4)),
     "a stack of several strips": ((1, 1, 40, 260), (9, 3), 1, (4, 1)),
     "wide rows": ((1, 1, 4, 4500), (2, 8), 1, (1, 4)),
@@ -480,18 +481,19 @@ def test_the_same_bits_for_any_number_of_threads(isa, dtype, rng, arguments, pla
             assert first.tobytes() == second.tobytes()
 
 
-def test_long_windows_have_the_bits_of_one_thread_whatever_they_hold(isa, dtype, rng, monkeypatch):
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_long_windows_have_the_bits_of_one_thread_whatever_they_hold(isa, dtype, rng, layout, monkeypatch):
     """Zeros of both signs, and a NaN for which one of the threads takes another maximum."""
     monkeypatch.setattr(calls_pool, "ELEMENTS_PER_THREAD", 1)
     pool._seen.clear()
     calls_pool._bound.clear()
-    x = -np.abs(coarse(rng, (1, 1, 100, 37), dtype))
+    x = -np.abs(coarse(rng, (1, 1, 100, 37) if layout == "NCHW" else (1, 100, 37, 20), dtype))
     x[rng.random(x.shape) < 0.5] = 0.0
-    x[0, 0, 20, 11] = NAN
+    x.flat[x.size // 5] = NAN
     results = []
     for threads in (1, 2, 5):
         with fastconv.threads(threads):
-            results.append(max_pool2d(x, 13, 1, 6).tobytes())
+            results.append(max_pool2d(x, 13, 1, 6, layout=layout).tobytes())
     pool._seen.clear()
     calls_pool._bound.clear()
     assert results[1:] == results[:1] * 2

@@ -1,17 +1,13 @@
-"""Maxima of long windows with stride 1: three steps along the height however long they are, a few along the width.
+"""Maxima of long windows with stride 1: along the height by sweeps (pool_sweep.pxd), then along the width.
 
-Outputs come in blocks of as many rows as a window has. One row of the input, the `shared` one, is the last of the
-block's first window and the first of its last window, so that
+Channels last are swept along the width, too, some vectors of channels at a time. With channels first, or few, pixels
+lie across the lanes: lines with their padding are combined from spans,
 
-    line[r] = max(suffix[first row of window r], prefix[last row of window r])
-
-with suffixes taken upwards from the row above the shared one, prefixes downwards from that row (van Herk; Gil and
-Werman). Blocks are counted from the plane's first output, whatever band is asked for. Lines are padded; along the width
-windows are put together from spans, span[l + 1][i] = max over t < 4 of span[l][i + t * 4^l].
+    span[l + 1][i] = max over t < 4 of span[l][i + t * 4^l].
 
 What has just been stored is slow to load in other vectors, so that lines of several blocks, and planes, are gathered
-before spans are taken. The processor's maximum loses a NaN: with one among the rows everything is done again, in the
-same order and so to the same bits, by a maximum of twice the instructions.
+before. The processor's maximum loses a NaN: with one among the rows everything is done again, in the same order and so
+to the same bits, by a maximum of twice the instructions.
 """
 
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
@@ -20,18 +16,17 @@ from fastconv.kernels.pool cimport (
 )
 from fastconv.kernels.pool_reduce cimport Values
 from fastconv.kernels.pool_strip cimport SPAN_TAPS, apart
-from fastconv.kernels.simd cimport (
-    VL, has_nan, real, vadd, vat_least, vec, vload, vload_first, vmax, vset1, vstore, vstore_first, vzero,
-)
+from fastconv.kernels.pool_sweep cimport WIDE, Sweep, aim, most_of, sweep
+from fastconv.kernels.simd cimport VL, real, vec, vload, vstore, vstore_first
 
 cdef enum:
-    WIDE = 4                 # vectors of a column of rows
-    MOST_SPANS = 8           # 4^8 columns
     LINES_BYTES = 4096       # of the lines that are gathered, if more than a block's
     LONG_BYTES = 262144      # of lines and their spans, at most
 
 
 cdef struct Long:
+    Py_ssize_t slice         # channels that are swept together, or 0: pixels lie across the lanes
+    Py_ssize_t slices
     Py_ssize_t left          # elements of padding before a line
     Py_ssize_t pitch         # from line to line
     Py_ssize_t room          # for so many lines
@@ -39,28 +34,7 @@ cdef struct Long:
     Py_ssize_t size          # elements of a level of lines
     Py_ssize_t levels        # of spans
     real* lines              # [levels + 1][size]
-    real* suffixes           # [rows of a window + 1][WIDE * VL]
-
-
-# A block, as one column of its rows sees it.
-cdef struct Column:
-    const real* source       # of the plane
-    Py_ssize_t row           # from row to row of the input
-    Py_ssize_t height        # of the input
-    Py_ssize_t lowest        # rows of the input: the first of all, and the shared one
-    Py_ssize_t shared
-    Py_ssize_t first         # rows of windows, counted from the input's first row
-    Py_ssize_t last
-    Py_ssize_t count         # of rows of the first one's window from the shared one on
-    Py_ssize_t lanes         # of the last vector
-    Py_ssize_t gap           # elements after each line that become padding
-    Py_ssize_t pitch
-    real padding
-
-
-cdef inline Py_ssize_t line_pitch(const PoolGeometry* g) noexcept nogil:
-    cdef Py_ssize_t right = g.out_size[2] + reach(g, 2) - g.before[2] - g.in_size[2]
-    return in_row(g) + larger(larger(g.before[2], right), 0) * g.inner
+    real* suffixes           # [steps of a window + 1][WIDE * VL]
 
 
 cdef inline Py_ssize_t span_levels(Py_ssize_t taps) noexcept nogil:
@@ -72,113 +46,76 @@ cdef inline Py_ssize_t span_levels(Py_ssize_t taps) noexcept nogil:
     return levels
 
 
-cdef inline Py_ssize_t lines_of(const PoolGeometry* g) noexcept nogil:
-    """That are gathered at most."""
-    return larger(smaller(g.kernel[1], g.out_size[1]), LINES_BYTES // <Py_ssize_t> sizeof(real) // line_pitch(g))
-
-
-cdef inline Py_ssize_t level_size(const PoolGeometry* g) noexcept nogil:
-    return apart(g.before[2] * g.inner + lines_of(g) * line_pitch(g) + 4 * VL)
+cdef inline Long shape_long(const PoolGeometry* g) noexcept nogil:
+    cdef Long l
+    cdef Py_ssize_t right = g.out_size[2] + reach(g, 2) - g.before[2] - g.in_size[2]
+    l.lines = l.suffixes = NULL
+    l.room = smaller(g.kernel[1], g.out_size[1])
+    if g.inner >= VL:
+        l.slice = smaller(ceil_div(g.inner, VL), WIDE) * VL
+        l.slices = ceil_div(g.inner, l.slice)
+        l.left = l.levels = 0
+        l.pitch = g.in_size[2] * l.slice
+        l.planes = 1
+    else:
+        l.slice = 0
+        l.slices = 1
+        l.left = g.before[2] * g.inner
+        l.levels = span_levels(g.kernel[2])
+        l.pitch = in_row(g) + larger(larger(g.before[2], right), 0) * g.inner
+        l.room = larger(l.room, LINES_BYTES // <Py_ssize_t> sizeof(real) // l.pitch)
+        l.planes = larger(l.room // g.out_size[1], 1)
+    l.size = apart(l.left + l.room * l.pitch + 4 * VL)
+    return l
 
 
 cdef inline bint takes_long(const PoolGeometry* g) noexcept nogil:
-    cdef Py_ssize_t item = sizeof(real)
-    return (flat(g) and g.stride[1] == 1 and g.stride[2] == 1 and g.dilation[1] == 1 and g.dilation[2] == 1
-            and g.kernel[1] >= SPAN_TAPS and g.kernel[2] >= SPAN_TAPS
-            and level_size(g) * (span_levels(g.kernel[2]) + 1) * item <= LONG_BYTES)
+    cdef Long l
+    cdef int axis
+    for axis in range(1, 3):
+        if g.stride[axis] > 1 or g.dilation[axis] > 1 or g.kernel[axis] < SPAN_TAPS:
+            return False
+    l = shape_long(g)
+    return flat(g) and l.size * (l.levels + 1) * <Py_ssize_t> sizeof(real) <= LONG_BYTES
 
 
 cdef inline void carve_long(const PoolGeometry* g, char** memory, Long* l) noexcept nogil:
     cdef Py_ssize_t item = sizeof(real)
-    l.left = g.before[2] * g.inner
-    l.pitch = line_pitch(g)
-    l.room = lines_of(g)
-    l.planes = larger(l.room // g.out_size[1], 1)
-    l.size = level_size(g)
-    l.levels = span_levels(g.kernel[2])
+    l[0] = shape_long(g)
     l.lines = <real*> carve(memory, (l.levels + 1) * l.size * item)
-    l.suffixes = <real*> carve(memory, (g.kernel[1] + 1) * WIDE * VL * item)
+    l.suffixes = <real*> carve(memory, (larger(g.kernel[1], g.kernel[2]) + 1) * WIDE * VL * item)
 
 
-cdef inline vec most_of(bint numbers, vec a, vec b) noexcept nogil:
-    """The larger; of equal ones a. If they are not known to be numbers, NaN where either is."""
-    return vat_least(a, b) if numbers else vmax(b, a)
+cdef inline Sweep sweep_axis(const Values* v, int axis, const real* source, Py_ssize_t step,
+                             Py_ssize_t pitch) noexcept nogil:
+    cdef Sweep s
+    s.source = source
+    s.step = step
+    s.length = v.geometry.in_size[axis]
+    s.window = v.geometry.kernel[axis]
+    s.before = v.geometry.before[axis]
+    s.pitch = pitch
+    s.padding = v.padding
+    s.lanes = VL
+    s.exact = False
+    s.gap = 0
+    return s
 
 
-cdef inline void load_row(const int vectors, const real* row, Py_ssize_t lanes, vec* to) noexcept nogil:
-    cdef int j
-    for j in range(vectors - 1):
-        to[j] = vload(row + j * VL)
-    to[vectors - 1] = vload_first(row + (vectors - 1) * VL, lanes)
+# Pixels across the lanes
 
 
-cdef inline bint reduce_column(bint numbers, const int vectors, const Column* c, Py_ssize_t at, real* suffixes,
-                               real* to) noexcept nogil:
-    """Some vectors of the lines of a block, from element `at` of each row on.
-
-    True if a row may hold a NaN: then its sum is one, as where infinities of both signs meet.
-    """
-    cdef vec[WIDE] most, row, total
-    cdef vec padding = vset1(c.padding)
-    cdef Py_ssize_t step = c.row, lanes = c.lanes, r, i
-    cdef const real* source = c.source + at + c.shared * step
-    cdef const real* end = c.source + at + c.height * step
-    cdef real* suffix = suffixes + (c.shared - c.lowest) * vectors * VL
-    cdef int j
-    for j in range(vectors):
-        most[j] = padding
-        total[j] = vzero()
-        vstore(suffix + j * VL, padding)
-    for r in range(c.shared - c.lowest):
-        load_row(vectors, source - (r + 1) * step, lanes, row)
-        suffix -= vectors * VL
-        for j in range(vectors):
-            total[j] = vadd(total[j], row[j])
-            most[j] = most_of(numbers, most[j], row[j])
-            vstore(suffix + j * VL, most[j])
-    for j in range(vectors):
-        most[j] = padding
-    for r in range(c.first - c.count + 1, c.last):  # before c.first, rows that its window holds as well
-        if source < end:
-            load_row(vectors, source, lanes, row)
-            for j in range(vectors):
-                total[j] = vadd(total[j], row[j])
-                most[j] = most_of(numbers, most[j], row[j])
-            source += step
-        if r < c.first:
-            continue
-        for j in range(vectors):
-            vstore(to + j * VL, most_of(numbers, most[j], vload(suffix + j * VL)))
-        if r >= c.lowest:
-            suffix += vectors * VL
-        i = 0
-        while i < c.gap:
-            vstore(to + (vectors - 1) * VL + lanes + i, padding)
-            i += VL
-        to += c.pitch
-    for j in range(1, vectors):
-        total[0] = vadd(total[0], total[j])
-    return has_nan(total[0])
-
-
-cdef inline bint fill_block(bint numbers, const PoolGeometry* g, const Long* l, Column* c, real* to) noexcept nogil:
+cdef inline bint fill_block(bint numbers, const PoolGeometry* g, const Long* l, Sweep* s, real* to) noexcept nogil:
     """The lines of a block, from right to left: whole vectors reach into the next line, and its padding."""
     cdef Py_ssize_t vectors = ceil_div(in_row(g), VL), some = (vectors - 1) % WIDE + 1
     cdef bint missing = False
-    c.lanes = in_row(g) - (vectors - 1) * VL
-    c.gap = l.pitch - in_row(g)
+    s.lanes = in_row(g) - (vectors - 1) * VL
+    s.gap = l.pitch - in_row(g)
     while vectors > 0:
         vectors -= some
-        if some == 1:
-            missing |= reduce_column(numbers, 1, c, vectors * VL, l.suffixes, to + vectors * VL)
-        elif some == 2:
-            missing |= reduce_column(numbers, 2, c, vectors * VL, l.suffixes, to + vectors * VL)
-        elif some == 3:
-            missing |= reduce_column(numbers, 3, c, vectors * VL, l.suffixes, to + vectors * VL)
-        else:
-            missing |= reduce_column(numbers, 4, c, vectors * VL, l.suffixes, to + vectors * VL)
-        c.lanes = VL
-        c.gap = 0
+        missing |= sweep(numbers, some, s, vectors * VL, l.suffixes, to + vectors * VL)
+        s.lanes = VL
+        s.gap = 0
         some = WIDE
     return missing
 
@@ -192,17 +129,6 @@ cdef inline void span_four(bint numbers, const real* source, Py_ssize_t shift, r
         high = most_of(numbers, vload(source + i + 2 * shift), vload(source + i + 3 * shift))
         vstore(to + i, most_of(numbers, low, high))
         i += VL
-
-
-cdef inline void join_spans(bint numbers, const int count, const real** spans, Py_ssize_t pitch,
-                            Py_ssize_t lines, Py_ssize_t width, real* out) noexcept nogil:
-    """out[line][i] = max over t < count of spans[t][line * pitch + i]: column after column of vectors."""
-    cdef Py_ssize_t i = 0
-    while i + VL <= width:
-        join_column(numbers, count, spans, i, pitch, lines, width, VL, out + i)
-        i += VL
-    if i < width:
-        join_column(numbers, count, spans, i, pitch, lines, width, width - i, out + i)
 
 
 cdef inline void join_column(bint numbers, const int count, const real** spans, Py_ssize_t at, Py_ssize_t pitch,
@@ -222,6 +148,17 @@ cdef inline void join_column(bint numbers, const int count, const real** spans, 
             vstore_first(to, lanes, most)
         a += pitch
         to += width
+
+
+cdef inline void join_spans(bint numbers, const int count, const real** spans, Py_ssize_t pitch, Py_ssize_t lines,
+                            Py_ssize_t width, real* out) noexcept nogil:
+    """out[line][i] = max over t < count of spans[t][line * pitch + i]: column after column of vectors."""
+    cdef Py_ssize_t i = 0
+    while i + VL <= width:
+        join_column(numbers, count, spans, i, pitch, lines, width, VL, out + i)
+        i += VL
+    if i < width:
+        join_column(numbers, count, spans, i, pitch, lines, width, width - i, out + i)
 
 
 cdef inline void reduce_along(bint numbers, const PoolGeometry* g, const Long* l, Py_ssize_t lines,
@@ -246,41 +183,74 @@ cdef inline void reduce_along(bint numbers, const PoolGeometry* g, const Long* l
         join_spans(numbers, 4, spans, l.pitch, lines, out_row(g), out)
 
 
-cdef inline bint pool_numbers(bint numbers, const Values* v, const Long* l, const Band* band,
-                              Py_ssize_t planes) noexcept nogil:
+cdef inline bint pool_rows(bint numbers, const Values* v, const Long* l, const Band* band,
+                           Py_ssize_t planes) noexcept nogil:
     """A band of one plane, or several planes; False, and nothing that counts is done, if they may not be numbers."""
     cdef const PoolGeometry* g = v.geometry
-    cdef Py_ssize_t window = g.kernel[1], lines = 0, plane, row, last, top
+    cdef Py_ssize_t lines = 0, plane, row, some
     cdef real* out = v.out + band.plane * output_size(g) + band.first * out_row(g)
-    cdef Column c
-    c.row = in_row(g)
-    c.height = g.in_size[1]
-    c.pitch = l.pitch
-    c.padding = v.padding
+    cdef Sweep s
     fill(l.lines, v.padding, l.left)
     for plane in range(band.plane, band.plane + planes):
-        c.source = v.input + plane * input_size(g)
+        s = sweep_axis(v, 1, v.input + plane * input_size(g), in_row(g), l.pitch)
         row = band.first
         while row < band.last:
-            top = row // window * window
-            last = smaller(top + window, band.last)
-            c.first = row - g.before[1]
-            c.last = last - g.before[1]
-            c.shared = smaller(top - g.before[1] + window - 1, c.height)
-            c.lowest = smaller(larger(c.first, 0), c.shared)
-            c.count = row - top + 1
-            if lines + last - row > l.room:
+            some = aim(&s, row, band.last)
+            if lines + some > l.room:
                 reduce_along(numbers, g, l, lines, out)
                 out += lines * out_row(g)
                 lines = 0
-            if fill_block(numbers, g, l, &c, l.lines + l.left + lines * l.pitch) and numbers:
+            if fill_block(numbers, g, l, &s, l.lines + l.left + lines * l.pitch) and numbers:
                 return False
-            lines += last - row
-            row = last
+            lines += some
+            row += some
     reduce_along(numbers, g, l, lines, out)
     return True
 
 
-cdef inline void pool_long(const Values* v, const Long* l, const Band* band, Py_ssize_t planes) noexcept nogil:
-    if not pool_numbers(True, v, l, band, planes):
-        pool_numbers(False, v, l, band, planes)
+# Channels across the lanes
+
+
+cdef inline void sweep_line(bint numbers, const Values* v, const Long* l, Py_ssize_t lanes, const real* line,
+                            real* out) noexcept nogil:
+    cdef const PoolGeometry* g = v.geometry
+    cdef Py_ssize_t vectors = ceil_div(lanes, VL), pixel = 0, some
+    cdef Sweep s = sweep_axis(v, 2, line, l.slice, g.inner)
+    s.lanes = lanes - (vectors - 1) * VL
+    s.exact = s.lanes < VL
+    while pixel < g.out_size[2]:
+        some = aim(&s, pixel, g.out_size[2])
+        sweep(numbers, vectors, &s, 0, l.suffixes, out + pixel * g.inner)
+        pixel += some
+
+
+cdef inline bint pool_slice(bint numbers, const Values* v, const Long* l, const Band* band,
+                            Py_ssize_t channel) noexcept nogil:
+    """A slice of the channels, from `channel` on; False as above."""
+    cdef const PoolGeometry* g = v.geometry
+    cdef Py_ssize_t lanes = smaller(l.slice, g.inner - channel), vectors = ceil_div(lanes, VL), row = band.first
+    cdef Py_ssize_t some, line, x
+    cdef real* out = v.out + band.plane * output_size(g) + channel
+    cdef bint missing = False
+    cdef Sweep s = sweep_axis(v, 1, v.input + band.plane * input_size(g) + channel, in_row(g), l.pitch)
+    s.lanes = lanes - (vectors - 1) * VL
+    while row < band.last:
+        some = aim(&s, row, band.last)
+        for x in range(g.in_size[2]):
+            missing |= sweep(numbers, vectors, &s, x * g.inner, l.suffixes, l.lines + x * l.slice)
+        if missing and numbers:
+            return False
+        for line in range(some):
+            sweep_line(numbers, v, l, lanes, l.lines + line * l.pitch, out + (row + line) * out_row(g))
+        row += some
+    return True
+
+
+cdef inline void pool_long(const Values* v, const Long* l, const Band* band, Py_ssize_t planes,
+                           Py_ssize_t slice) noexcept nogil:
+    """A band of one plane or of a slice of its channels, or several planes."""
+    if l.slice == 0:
+        if not pool_rows(True, v, l, band, planes):
+            pool_rows(False, v, l, band, planes)
+    elif not pool_slice(True, v, l, band, slice * l.slice):
+        pool_slice(False, v, l, band, slice * l.slice)

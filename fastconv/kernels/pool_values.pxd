@@ -27,6 +27,7 @@ cdef struct Call:
     PoolGeometry geometry
     Way way
     Py_ssize_t bands             # of a plane
+    Py_ssize_t slices            # of the channels of a band: only LONG has several
     Py_ssize_t group             # planes of a unit
     Py_ssize_t units
     char* memory                 # of the threads
@@ -102,8 +103,9 @@ cdef inline void prepare(bint maximum, Call* call, const PoolGeometry* g, int th
             prepare_strip(maximum, &call.values, &s.strip)
         memory += call.size
     g = &call.geometry
-    call.bands = bands_of(g.planes * g.out_size[0], g.out_size[1], threads)
-    call.units = g.planes * g.out_size[0] * call.bands
+    call.slices = s.blocks.slices if call.way == LONG else 1
+    call.bands = bands_of(g.planes * g.out_size[0] * call.slices, g.out_size[1], threads)
+    call.units = g.planes * g.out_size[0] * call.slices * call.bands
     call.group = 1
     if call.way == STRIPS and call.bands == 1 and takes_flat(g) and call.values.finish.kind != QUOTIENTS:
         call.way = FLAT
@@ -131,7 +133,7 @@ cdef inline void run_unit(bint maximum, const Call* call, Py_ssize_t unit, int t
         pool_flat(maximum, &call.values, &s.flat, unit * call.group,
                   smaller(call.group, call.geometry.planes - unit * call.group))
         return
-    band = band_of(unit, call.geometry.out_size, call.bands)
+    band = band_of(unit // call.slices, call.geometry.out_size, call.bands)
     if call.way == PAIRS:
         pair_band(maximum, &call.values, s.rows, &band)
     elif call.way == PIXELS:
@@ -141,6 +143,6 @@ cdef inline void run_unit(bint maximum, const Call* call, Py_ssize_t unit, int t
             band.plane = unit * call.group
             planes = smaller(call.group, call.geometry.planes - band.plane)
         if call.way == LONG:
-            pool_long(&call.values, &s.blocks, &band, planes)
+            pool_long(&call.values, &s.blocks, &band, planes, unit % call.slices)
         else:
             pool_band(maximum, &call.values, &s.strip, &band, planes)
