@@ -268,6 +268,27 @@ def test_an_output_beyond_the_caches(isa, dtype):
     np.testing.assert_allclose(got, want, rtol=0, atol=40 * np.finfo(dtype).eps)
 
 
+@pytest.mark.parametrize("width", [128, 131])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_input_gradient_beyond_the_caches(width, threads, isa, dtype, rng):
+    """From 32 MiB on phases are woven past the caches; a sample is as if it came alone, wherever `out` lies."""
+    shape = (32 if dtype == np.float32 else 16, 16, 129, width)
+    options = {"stride": 2, "padding": 1, "groups": 16, "algorithm": "depthwise"}
+    weight = rng.standard_normal((16, 1, 3, 3)).astype(dtype)
+    g = rng.standard_normal((*shape[:2], 65, (width + 1) // 2)).astype(dtype)
+    memory = np.full(np.prod(shape) + 33, np.nan, dtype)
+    with fastconv.threads(threads):
+        whole = fastconv.conv2d_input_grad(shape, weight, g, **options)
+        out = memory[1:-32].reshape(shape)
+        assert fastconv.conv2d_input_grad(shape, weight, g, **options, out=out) is out
+        for sample in (0, 7, shape[0] - 1):
+            alone = fastconv.conv2d_input_grad((1, *shape[1:]), weight, g[sample : sample + 1], **options)
+            assert identical(whole[sample : sample + 1], alone)
+    assert identical(whole, out)
+    assert np.isnan(memory[0])
+    assert np.isnan(memory[-32:]).all()
+
+
 @every_direction
 def test_an_empty_batch(direction, isa, dtype):
     problem = depthwise(3, 5, 3, batch=0, padding=1)

@@ -26,7 +26,7 @@ from fastconv.kernels.depthwise_work cimport Work, list_grids, shape_work, table
 from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    VL, flush_denormals, real, restore_denormals, stream_fence, vload, vset1, vstore, vzero,
+    VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence, vload, vset1, vstore, vzero,
 )
 
 # What a unit computes.
@@ -105,17 +105,19 @@ cdef void weave(const Work* w, const Grid* phases, const real* sums, Py_ssize_t 
         weave_lanes(1, sums, pitch, rows, total, out, out_pitch, count)
     elif w.column_phases == 1:
         if w.strip.inner == 2:
-            weave_vectors(2, 1, sums, pitch, rows, total, out, out_pitch, count)
+            weave_vectors(2, 1, False, sums, pitch, rows, total, out, out_pitch, count)
         else:
-            weave_vectors(4, 1, sums, pitch, rows, total, out, out_pitch, count)
+            weave_vectors(4, 1, False, sums, pitch, rows, total, out, out_pitch, count)
     else:
         total += bound(phases[1].g.out_size[2], w.block_columns, block)
-        if w.strip.inner == 1:
-            weave_vectors(1, 2, sums, pitch, rows, total, out, out_pitch, count)
+        if w.streams:
+            weave_vectors(1, 2, True, sums, pitch, rows, total, out, out_pitch, count)
+        elif w.strip.inner == 1:
+            weave_vectors(1, 2, False, sums, pitch, rows, total, out, out_pitch, count)
         elif w.strip.inner == 2:
-            weave_vectors(2, 2, sums, pitch, rows, total, out, out_pitch, count)
+            weave_vectors(2, 2, False, sums, pitch, rows, total, out, out_pitch, count)
         else:
-            weave_vectors(4, 2, sums, pitch, rows, total, out, out_pitch, count)
+            weave_vectors(4, 2, False, sums, pitch, rows, total, out, out_pitch, count)
 
 
 cdef void run_tile(bint advances, int rows, int taps, Tile* t) noexcept nogil:
@@ -294,14 +296,22 @@ cdef void lay_bias(const Strip* s, const real* bias, Py_ssize_t stride, Py_ssize
         vstore(to, repeat(s.inner, bias, stride, most))
 
 
+cdef inline Py_ssize_t rows_woven(const Work* w, const Place* place) noexcept nogil:
+    """Of a strip, from both phases."""
+    return (bound(w.grids[0].g.out_size[1], w.strip_rows, place.strip)
+            + bound(w.grids[w.column_phases].g.out_size[1], w.strip_rows, place.strip))
+
+
 cdef void compute_unit(const Work* w, const Place* place, const real* strip,
                        const Scratch* at) noexcept nogil:
     cdef const Geometry* g = w.grids[0].g
     cdef const Strip* s = &w.strip
     cdef Py_ssize_t group = place.lane * s.inner
     cdef Py_ssize_t most = smaller(g.groups - group, s.inner) - 1, k, m, i
+    cdef Py_ssize_t corner = place.strip * w.strip_rows * g.out_axis[1]
     cdef const real* weights = at.weights
     cdef real* out[MOST_LANES]
+    cdef real* to
     cdef real[VL] bias
     for m in range(g.rows):
         if s.whole:
@@ -313,8 +323,13 @@ cdef void compute_unit(const Work* w, const Place* place, const real* strip,
             lay_bias(s, w.bias + group * g.rows + m, g.rows, most, bias)
         for k in range(most + 1):
             out[k] = w.out + place.image * g.out_image + (group + k) * g.out_group + m * g.out_row
+        to = out[0] + corner
+        if w.woven:
+            out[0] = at.stage - corner
         for i in range(w.row_phases):
             run_rows(w, w.grids + i * w.column_phases, strip, at, weights, bias, place, out, most + 1)
+        if w.woven:
+            copy_out(at.stage, rows_woven(w, place) * (g.out_axis[1] // 2), True, to)
 
 
 cdef Scratch carve(const Work* w, char* memory) noexcept nogil:
@@ -336,6 +351,8 @@ cdef Scratch carve(const Work* w, char* memory) noexcept nogil:
     at.stage = <real*> (memory + size)
     if w.staged:
         size += aligned(TALL * w.block_columns * item)
+    elif w.woven:
+        size += aligned((2 * w.strip_rows * 2 * w.block_columns + VL) * item)
     at.size = size
     return at
 
@@ -437,6 +454,8 @@ def conv(cnp.ndarray geometries, cnp.ndarray taps, Py_ssize_t row_phases, Py_ssi
     with nogil:
         shape_work(&w, g, tap)
         w.in_place = w.in_place and are_finite(w.weight, g.groups * w.weights)
+        w.streams = w.streams and g.out_axis[1] // 2 % VL == 0 and is_vec_aligned(w.out)
+        w.woven = w.woven and not w.streams
         w.grids = <Grid*> memory
         w.weight_from = <Py_ssize_t*> (w.grids + row_phases * column_phases)
         list_grids(&w, g, tap)

@@ -8,8 +8,10 @@ from fastconv.kernels.simd cimport (
 )
 
 
-cdef inline void store_some(real* to, Py_ssize_t count, vec x) noexcept nogil:
-    if count >= VL:
+cdef inline void store_some(bint stream, real* to, Py_ssize_t count, vec x) noexcept nogil:
+    if count >= VL and stream:
+        vstream(to, x)
+    elif count >= VL:
         vstore(to, x)
     elif count > 0:
         vstore_first(to, count, x)
@@ -32,7 +34,7 @@ cdef inline void separate(const int inner, vec x, vec* to) noexcept nogil:
         to[3] = vodd(b, b)
 
 
-cdef inline void weave_vectors(const int inner, const int phases, const real* sums, Py_ssize_t pitch,
+cdef inline void weave_vectors(const int inner, const int phases, bint stream, const real* sums, Py_ssize_t pitch,
                                Py_ssize_t rows, Py_ssize_t total, real** out, Py_ssize_t out_pitch,
                                Py_ssize_t count) noexcept nogil:
     """Rows of `total` outputs of each channel, from one phase or from two that take turns. Lanes beyond those of a
@@ -49,11 +51,11 @@ cdef inline void weave_vectors(const int inner, const int phases, const real* su
                 if k < count:
                     to = out[k] + i * out_pitch + j * each
                     if phases == 1:
-                        store_some(to, total - j * each, even[k])
+                        store_some(stream, to, total - j * each, even[k])
                     else:
-                        store_some(to, total - j * each, vzip_low(even[k], odd[k]))
+                        store_some(stream, to, total - j * each, vzip_low(even[k], odd[k]))
                         if inner == 1:
-                            store_some(to + VL, total - j * each - VL, vzip_high(even[k], odd[k]))
+                            store_some(stream, to + VL, total - j * each - VL, vzip_high(even[k], odd[k]))
 
 
 cdef inline void copy_out(const real* source, Py_ssize_t count, bint stream, real* to) noexcept nogil:

@@ -13,6 +13,7 @@ cdef enum:
     AHEAD = 1024  # elements from what is read to what is fetched
     FAR_BYTES = 1 << 20  # outputs of whole vectors of channels from here on are fetched before they are written
     STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
+    PAST_BYTES = 32 << 20  # those of two phases of rows and of columns, which take turns, are written past the caches
 
 
 cdef struct Work:
@@ -36,6 +37,8 @@ cdef struct Work:
     Py_ssize_t blocks
     Py_ssize_t block_columns
     bint staged                  # rows of a tile go through the cache to an output beyond it
+    bint streams                 # phases take turns in an output that is written past the caches, row by row ...
+    bint woven                   # ... or strip by strip, where rows begin between vectors' boundaries
     Py_ssize_t fetch             # lines of the output that are fetched with VL pixels of whole vectors
     const real* input
     const real* weight
@@ -52,7 +55,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     """Finds the strip that serves every pass, and cuts the output into strips and blocks."""
     cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, skip = 1
     cdef Py_ssize_t rows = g[0].out_size[1], columns = g[0].out_size[2], widest = WIDEST
-    cdef Py_ssize_t tile
+    cdef Py_ssize_t tile, written = g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real)
     cdef Strip* s = &w.strip
     cdef Grid grid
     w.weights = 0
@@ -104,9 +107,12 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     w.strips = ceil_div(rows, w.strip_rows)
     s.rows = (w.strip_rows - 1) * g[0].step[1] + last_row - w.first_row + 1
     w.staged = (not s.whole and w.blocks == 1 and g[0].out_axis[1] == columns
-                and g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real) >= STAGE_BYTES)
+                and written >= STAGE_BYTES)
+    w.streams = (not s.whole and s.inner == 1 and w.blocks == 1 and w.row_phases == 2 and w.column_phases == 2
+                 and skip == 1 and g[0].out_axis[2] == 2 and g[0].out_offset == 0 and written >= PAST_BYTES)
+    w.woven = w.streams
     w.fetch = 0
-    if s.whole and not w.pixels and g[0].batch * g[0].out_image * <Py_ssize_t> sizeof(real) >= FAR_BYTES:
+    if s.whole and not w.pixels and written >= FAR_BYTES:
         w.fetch = VL * ceil_div(g[0].out_group, g[0].in_group)
     s.same_rows = w.strips == 1
     s.same_columns = w.blocks == 1
