@@ -271,7 +271,7 @@ def test_an_output_beyond_the_caches(isa, dtype):
 @pytest.mark.parametrize("width", [128, 131])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_input_gradient_beyond_the_caches(width, threads, isa, dtype, rng):
-    """From 32 MiB on phases are woven past the caches; a sample is as if it came alone, wherever `out` lies."""
+    """From 32 MiB on phases go past the caches; a sample is as if it came alone, wherever `out` lies."""
     shape = (32 if dtype == np.float32 else 16, 16, 129, width)
     options = {"stride": 2, "padding": 1, "groups": 16, "algorithm": "depthwise"}
     weight = rng.standard_normal((16, 1, 3, 3)).astype(dtype)
