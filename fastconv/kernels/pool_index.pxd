@@ -168,6 +168,43 @@ cdef inline bint too_large(const uint8_t* codes, Py_ssize_t count, Py_ssize_t li
     return largest >= limit
 
 
+cdef inline Py_ssize_t outside_rows(const uint8_t* codes, Py_ssize_t count, Py_ssize_t low,
+                                    Py_ssize_t high) noexcept nogil:
+    """How many codes are none of low .. high - 1: taps are counted along the width first."""
+    cdef Py_ssize_t i
+    cdef uint8_t first = <uint8_t> low, room = <uint8_t> (high - low - 1), wrong = 0
+    for i in range(count):
+        wrong |= <uint8_t> (codes[i] - first) > room
+    return wrong
+
+
+cdef inline Py_ssize_t outside_columns(const PoolGeometry* g, const uint8_t* columns, const uint8_t* codes,
+                                       Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """How many codes of pixels first .. last - 1 of all rows have a tap in the padding along the width."""
+    cdef Py_ssize_t pixel, row, low, room, bad = 0
+    for pixel in range(first, last):
+        low = first_tap(g, 2, pixel)
+        room = last_tap(g, 2, pixel) - low
+        for row in range(g.out_size[1]):
+            bad += not 0 <= columns[codes[row * g.out_size[2] + pixel]] - low < room
+    return bad
+
+
+cdef inline Py_ssize_t check_plane(const PoolGeometry* g, const uint8_t* columns, const uint8_t* codes) noexcept nogil:
+    """Not 0 if any code of a plane is no tap inside the input; columns[code] is that of its tap."""
+    cdef Py_ssize_t pixels = g.out_size[2], row, bad = 0
+    cdef Py_ssize_t first = smaller(ceil_div(g.before[2], g.stride[2]), pixels)
+    cdef Py_ssize_t room = g.in_size[2] + g.before[2] - (g.kernel[2] - 1) * g.dilation[2] - 1
+    cdef Py_ssize_t last = larger(smaller(room // g.stride[2] + 1, pixels) if room >= 0 else 0, first)
+    if too_large(codes, g.out_size[1] * pixels, g.kernel[1] * g.kernel[2]):
+        return 1
+    for row in range(g.out_size[1]):
+        if not whole(g, 1, row):
+            bad += outside_rows(codes + row * pixels, pixels, first_tap(g, 1, row) * g.kernel[2],
+                                last_tap(g, 1, row) * g.kernel[2])
+    return bad + outside_columns(g, columns, codes, 0, first) + outside_columns(g, columns, codes, last, pixels)
+
+
 cdef inline Py_ssize_t look_up(const PoolGeometry* g, const Indices* x, const int64_t* positions, Py_ssize_t depth,
                                Py_ssize_t height, lane* codes) noexcept nogil:
     """Positions -> codes by the table; a position that is no tap's becomes -1."""

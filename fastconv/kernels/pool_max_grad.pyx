@@ -24,7 +24,7 @@ from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
 )
 from fastconv.kernels.pool_index cimport CODE_8, IndexKind, Indices, Tap, load_indices, too_large
-from fastconv.kernels.pool_scatter cimport MOST_PLANES as PLANES, Places, list_places, scatter_planes
+from fastconv.kernels.pool_scatter cimport MOST_PLANES as PLANES, Scatter, list_scatter, scatter_planes
 from fastconv.kernels.pool_spread cimport Grads, lies_side_by_side, rows_after, side_by_side, spread_lines
 from fastconv.kernels.simd cimport VL, flush_denormals, lane, real, restore_denormals
 
@@ -46,7 +46,7 @@ cdef struct Task:
     Py_ssize_t outputs           # elements of grad_output
     const Py_ssize_t* cut        # size of what the bands are cut from
     Py_ssize_t bands
-    Places places                # of PLANEWISE, and
+    Scatter scatter              # of PLANEWISE, and
     Py_ssize_t group             # planes in turn
 
 
@@ -226,13 +226,13 @@ cdef Py_ssize_t scatter_group(const Task* task, Py_ssize_t first, Py_ssize_t cou
     cdef bint wrong = False
     memset(plane, 0, count * inputs * sizeof(real))
     if count == PLANES:
-        wrong = scatter_planes(PLANES, task.indices.trusted, g, &task.places, codes, grads, plane)
+        wrong = scatter_planes(PLANES, task.indices.trusted, g, &task.scatter, codes, grads, plane)
         i = PLANES
     elif count >= PLANES // 2:
-        wrong = scatter_planes(PLANES // 2, task.indices.trusted, g, &task.places, codes, grads, plane)
+        wrong = scatter_planes(PLANES // 2, task.indices.trusted, g, &task.scatter, codes, grads, plane)
         i = PLANES // 2
     for i in range(i, count):
-        wrong |= scatter_planes(1, task.indices.trusted, g, &task.places, codes + i * outputs, grads + i * outputs,
+        wrong |= scatter_planes(1, task.indices.trusted, g, &task.scatter, codes + i * outputs, grads + i * outputs,
                                 plane + i * inputs)
     if wrong:
         memset(plane, 0, count * inputs * sizeof(real))
@@ -314,7 +314,7 @@ cdef Py_ssize_t run_all(Task* task, int threads, char* memory) noexcept nogil:
     units = g.planes * task.cut[0] * task.bands
     if task.way != SPREAD and task.bands == 1 and takes_planes(task):
         task.way = PLANEWISE
-        list_places(g, &task.places)
+        list_scatter(g, task.indices.taps, &task.scatter)
         task.group = PLANES if g.planes >= 2 * PLANES * threads else PLANES // 2
         units = ceil_div(g.planes, task.group)
     if task.way == GATHER:
