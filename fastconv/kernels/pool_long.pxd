@@ -72,6 +72,8 @@ cdef inline Long shape_long(const PoolGeometry* g) noexcept nogil:
 cdef inline bint takes_long(const PoolGeometry* g) noexcept nogil:
     cdef Long l
     cdef int axis
+    if g.inner == 0:
+        return False
     for axis in range(1, 3):
         if g.stride[axis] > 1 or g.dilation[axis] > 1 or g.kernel[axis] < SPAN_TAPS:
             return False
