@@ -75,6 +75,12 @@ cdef inline Py_ssize_t out_row(const PoolGeometry* g) noexcept nogil:
     return g.out_size[2] * g.inner
 
 
+cdef inline Py_ssize_t shared_pitch(const PoolGeometry* g) noexcept nogil:
+    """From line to line where a line's padding on the right is that of the next line on the left."""
+    cdef Py_ssize_t right = (g.out_size[2] - 1) * g.stride[2] + reach(g, 2) + 1 - g.before[2] - g.in_size[2]
+    return in_row(g) + larger(larger(g.before[2], right), 0) * g.inner
+
+
 cdef inline bint flat(const PoolGeometry* g) noexcept nogil:
     """Is there no depth?"""
     return g.kernel[0] == 1 and g.in_size[0] == 1 and g.out_size[0] == 1

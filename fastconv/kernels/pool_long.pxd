@@ -12,7 +12,7 @@ to the same bits, by a maximum of twice the instructions.
 
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.pool cimport (
-    Band, PoolGeometry, carve, fill, flat, in_row, input_size, out_row, output_size, reach,
+    Band, PoolGeometry, carve, fill, flat, in_row, input_size, out_row, output_size, shared_pitch,
 )
 from fastconv.kernels.pool_reduce cimport Values
 from fastconv.kernels.pool_strip cimport SPAN_TAPS, apart
@@ -48,7 +48,6 @@ cdef inline Py_ssize_t span_levels(Py_ssize_t taps) noexcept nogil:
 
 cdef inline Long shape_long(const PoolGeometry* g) noexcept nogil:
     cdef Long l
-    cdef Py_ssize_t right = g.out_size[2] + reach(g, 2) - g.before[2] - g.in_size[2]
     l.lines = l.suffixes = NULL
     l.room = smaller(g.kernel[1], g.out_size[1])
     if g.inner >= VL:
@@ -62,7 +61,7 @@ cdef inline Long shape_long(const PoolGeometry* g) noexcept nogil:
         l.slices = 1
         l.left = g.before[2] * g.inner
         l.levels = span_levels(g.kernel[2])
-        l.pitch = in_row(g) + larger(larger(g.before[2], right), 0) * g.inner
+        l.pitch = shared_pitch(g)
         l.room = larger(l.room, LINES_BYTES // <Py_ssize_t> sizeof(real) // l.pitch)
         l.planes = larger(l.room // g.out_size[1], 1)
     l.size = apart(l.left + l.room * l.pitch + 4 * VL)

@@ -9,7 +9,7 @@ height in a stack of the input's rows, along the width in copies of the strip.
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.pool cimport (
     Band, PoolGeometry, carve, fill, first_tap, flat, in_row, input_size, last_tap, list_rows, out_row, output_size,
-    reach, whole_from, whole_to, window_rows,
+    reach, shared_pitch, whole_from, whole_to, window_rows,
 )
 from fastconv.kernels.pool_reduce cimport (
     QUOTIENTS, Block, Finish, Values, double_span, finish_of, levels_of, lines_from, list_spans, one_line,
@@ -55,10 +55,9 @@ cdef inline bint shares_strips(const PoolGeometry* g, Py_ssize_t planes) noexcep
 
 
 cdef inline void shape_strip(const PoolGeometry* g, Strip* s) noexcept nogil:
-    cdef Py_ssize_t item = sizeof(real), right, room
-    right = (g.out_size[2] - 1) * g.stride[2] + reach(g, 2) + 1 - g.before[2] - g.in_size[2]
+    cdef Py_ssize_t item = sizeof(real), room
     s.left = g.before[2] * g.inner
-    s.pitch = in_row(g) + larger(larger(g.before[2], right), 0) * g.inner
+    s.pitch = shared_pitch(g)
     room = STRIP_BYTES // larger(s.pitch * item, 1)
     s.rows = larger(smaller(room, g.out_size[1]), 1)
     s.planes = larger(smaller(room // s.rows, g.planes), 1)
