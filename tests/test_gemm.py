@@ -103,6 +103,16 @@ def test_input_gradients_lie_a_stride_apart(stride, columns, isa, dtype):
         check("input_grad", operands(problem, dtype), "gemm")
 
 
+@pytest.mark.parametrize("columns", [56, 57, 400])
+@pytest.mark.parametrize("groups", [1, 33])
+def test_input_gradients_of_one_row(columns, groups, isa, dtype):
+    """A pass of a single tap reads the row from a band, though it has the image itself as its matrix."""
+    for kernel in (1, 3):
+        problem = case((2, 33, 1, columns), (33, 33 // groups, kernel, kernel), stride=2, padding=kernel // 2,
+                       groups=groups)  # fmt: skip
+        check("input_grad", operands(problem, dtype), "gemm")
+
+
 @pytest.mark.parametrize("value", [1.0, np.inf, np.nan])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_taps_in_the_padding(threads, value, isa, dtype):

@@ -75,7 +75,7 @@ cdef inline bint is_swept(const Geometry* g, const Tap* taps) noexcept nogil:
 
     A single block of rows is not worth a panel, nor is a depth that first-level caches hold anyway.
     """
-    return (is_dense(g, taps) and g.depth_block >= g.channels
+    return (not g.bands and is_dense(g, taps) and g.depth_block >= g.channels
             and (row_blocks(g) == 1 or g.channels <= swept_depth(g)
                  or (row_blocks(g) <= FEW_BLOCKS and g.channels <= FEW_BLOCKS_DEPTH)))
 
