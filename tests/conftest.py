@@ -186,6 +186,10 @@ def compute(direction: str, data: Operands, algorithm: str = "auto", **more: Any
     return fastconv.conv2d_weight_grad(data.input, shape, data.grad_output, **options)
 
 
+def channels_last(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1))
+
+
 def explicit_padding(case: Case) -> Any:
     """`padding` as numbers, from the words of the documentation and not from fastconv.problem."""
     padding = case.options.get("padding", 0)

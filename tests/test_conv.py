@@ -8,6 +8,7 @@ from conftest import (
     CONV_KERNELS,
     DIRECTIONS,
     EMPTY,
+    Cage,
     assert_close,
     case,
     check,
@@ -56,10 +57,8 @@ def test_empty_axes(problem, kernel, isa, dtype):
 @st.composite
 def cases(draw):
     """Convolutions with every option in play, channels around the sizes of vectors and tiles."""
-    groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
-    most = 34 // groups
 
-    def channels():
+    def channels(most=34):
         return draw(st.sampled_from([c for c in (1, 2, 3, 5, 7, 8, 9, 13, 15, 17, 31, 33) if c <= most]))
 
     def pair(low, high):
@@ -79,7 +78,11 @@ def cases(draw):
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     least = [max(r - b - a, 1) for r, b, a in zip(reach, before, after, strict=True)]
     size = [smallest + draw(st.integers(0, 18)) for smallest in least]
-    group_in, group_out = channels(), channels()
+    if draw(st.booleans()):
+        groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
+        group_in, group_out = channels(34 // groups), channels(34 // groups)
+    else:  # a channel a group
+        groups, group_in, group_out = channels(), 1, draw(st.sampled_from((1, 1, 2)))
     return case(
         (draw(st.integers(0, 3)), groups * group_in, *size),
         (groups * group_out, group_in, *kernel),
@@ -103,6 +106,40 @@ def test_any_problem(direction, problem, isa, dtype, threads):
             if row.direction == direction and row.supports(problem.problem):
                 got = compute(direction, data, row.algorithm)
                 assert_close(got, want, direction, problem, row.algorithm)
+
+
+@every_direction
+@given(
+    problem=cases(),
+    isa=st.sampled_from(engine.loadable()),
+    dtype=st.sampled_from((np.float32, np.float64)),
+    threads=st.integers(1, 3),
+    layout=st.sampled_from(("NCHW", "NHWC")),
+    at=st.sampled_from(("start", "end")),
+)
+@settings(max_examples=150)
+def test_any_problem_between_forbidden_pages(direction, problem, isa, dtype, threads, layout, at):
+    """Every result is written, nothing beside it is, and nothing beside the operands is read."""
+    data, cage = operands(problem, dtype), Cage()
+    axes = (0, 1, 2, 3) if layout == "NCHW" else (0, 2, 3, 1)
+
+    def caged(array, axes=axes):
+        return cage.copy(array.transpose(axes), at)
+
+    x, w, g = caged(data.input), caged(data.weight, (0, 1, 2, 3)), caged(data.grad_output)
+    want = oracle(direction, data)
+    want = want if direction == "weight_grad" else want.transpose(axes)
+    out = cage.place(want.shape, dtype, at)
+    options = {**problem.options, "layout": layout, "out": out}
+    with engine.forced(isa), fastconv.threads(threads):
+        if direction == "forward":
+            fastconv.conv2d(x, w, data.bias, **options)
+        elif direction == "input_grad":
+            fastconv.conv2d_input_grad(x.shape, w, g, **options)
+        else:
+            fastconv.conv2d_weight_grad(x, w.shape, g, **options)
+    assert_close(out, want, direction, problem)
+    cage.open()
 
 
 @every_algorithm

@@ -2,7 +2,18 @@
 
 import numpy as np
 import pytest
-from conftest import around, assert_close, case, check, compute, every_direction, identical, operands, oracle
+from conftest import (
+    around,
+    assert_close,
+    case,
+    channels_last,
+    check,
+    compute,
+    every_direction,
+    identical,
+    operands,
+    oracle,
+)
 from scipy import signal
 
 import fastconv
@@ -103,10 +114,6 @@ def test_outputs_beyond_the_caches(stride, direction, isa, dtype):
     check(direction, operands(problem, dtype), "depthwise")
 
 
-def last(array):
-    return np.ascontiguousarray(np.moveaxis(array, 1, -1))
-
-
 CHANNELS_LAST = [
     depthwise(17, (9, 11), 3, padding=1),
     depthwise(33, (30, 70), 3, batch=1, stride=2, padding=1),  # blocks of columns, strips of rows
@@ -124,6 +131,8 @@ CHANNELS_LAST = [
     depthwise(18, (14, 14), 5, stride=2, padding=2),
     depthwise(16, (7, 7), 7, batch=3, padding=3),
     depthwise(17, (3, 2), 5, stride=2, padding=9),  # windows that meet nothing
+    depthwise(17, (9, 13), 1, stride=2, padding=1),  # one pass of dX, from a second pixel on
+    depthwise(17, (20, 8), 3, stride=(2, 1), dilation=(2, 1), padding=(1, 0)),
     depthwise(4, (11, 12), 3, multiplier=2, padding=1),  # through copies, as those below
     case((2, 3, 9, 8), (5, 3, 3, 3), stride=2, padding=1),
     case((2, 4, 6, 5), (6, 2, 1, 1), groups=2),
@@ -135,7 +144,7 @@ CHANNELS_LAST = [
 @pytest.mark.parametrize("problem", CHANNELS_LAST, ids=str)
 def test_channels_last_equal_channels_first(problem, algorithm, isa, dtype):
     data, options = operands(problem, dtype), problem.options
-    x, g = last(data.input), last(data.grad_output)
+    x, g = channels_last(data.input), channels_last(data.grad_output)
     same = {"layout": "NHWC", "algorithm": algorithm, **options}
     y = fastconv.conv2d(x, data.weight, data.bias, activation="relu", **same)
     want = oracle("forward", data, activation="relu")
@@ -154,7 +163,7 @@ def test_channels_last_equal_channels_first(problem, algorithm, isa, dtype):
 def test_channels_last_on_any_number_of_threads(direction, isa, dtype, monkeypatch):
     monkeypatch.setattr(plan, "ELEMENTS_PER_THREAD", 1)
     data = operands(depthwise(37, (40, 50), 3, padding=1), dtype)
-    x, g = last(data.input), last(data.grad_output)
+    x, g = channels_last(data.input), channels_last(data.grad_output)
     window = {**data.case.options, "layout": "NHWC"}
     run = {
         "forward": lambda: fastconv.conv2d(x, data.weight, data.bias, **window),
@@ -173,7 +182,7 @@ def test_channels_last_on_any_number_of_threads(direction, isa, dtype, monkeypat
 def test_zeros_beside_channels_last_are_multiplied(value, isa, dtype):
     data, options = operands(depthwise(19, (9, 40), 3, padding=1), dtype), {"padding": 1, "groups": 19}
     data.weight[3, 0, 0, 1] = value  # meets zeros alone above the first row
-    y = fastconv.conv2d(last(data.input), data.weight, layout="NHWC", **options)
+    y = fastconv.conv2d(channels_last(data.input), data.weight, layout="NHWC", **options)
     np.testing.assert_array_equal(np.isfinite(y[:, 0, :, 3]), False)
     np.testing.assert_array_equal(np.isfinite(y[..., 4]), True)
     assert identical(np.moveaxis(y, -1, 1).copy(), fastconv.conv2d(data.input, data.weight, **options))
@@ -328,7 +337,7 @@ def test_special_values_in_the_weight_gradient(width, value, channels, isa, dtyp
     data.input[0, 1, 4, width - 1] = value
     with np.errstate(invalid="ignore"):
         want = oracle("weight_grad", data)
-    x, g, options = last(data.input), last(data.grad_output), data.case.options
+    x, g, options = channels_last(data.input), channels_last(data.grad_output), data.case.options
     got = fastconv.conv2d_weight_grad(x, data.weight.shape, g, layout="NHWC", **options)
     assert (np.isfinite(got) == np.isfinite(want)).all()
     got = compute("weight_grad", data, "depthwise")

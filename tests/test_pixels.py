@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import assert_close, case, identical, operands, oracle
+from conftest import assert_close, case, channels_last, identical, operands, oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,10 +35,6 @@ PROBLEMS = [
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 
 
-def last(array):
-    return np.ascontiguousarray(np.moveaxis(array, 1, -1))
-
-
 def options_of(problem, **more):
     return {**problem.options, "layout": "NHWC", "algorithm": "blocked", **more}
 
@@ -48,7 +44,7 @@ def options_of(problem, **more):
 def test_agrees_with_the_definition(problem, activation, isa, dtype):
     data = operands(problem, dtype)
     options = options_of(problem, activation=activation)
-    x, want = last(data.input), oracle("forward", data, activation=activation)
+    x, want = channels_last(data.input), oracle("forward", data, activation=activation)
     y = fastconv.conv2d(x, data.weight, data.bias, **options)
     assert_close(np.moveaxis(y, -1, 1), want, "forward", problem)
     assert identical(fastconv.prepare_conv2d(data.weight, data.bias, **options)(x), y)
@@ -57,7 +53,7 @@ def test_agrees_with_the_definition(problem, activation, isa, dtype):
 @every_problem
 def test_without_a_bias(problem, isa, dtype):
     data = operands(problem, dtype)
-    y = fastconv.conv2d(last(data.input), data.weight, **options_of(problem))
+    y = fastconv.conv2d(channels_last(data.input), data.weight, **options_of(problem))
     data.bias[...] = 0
     assert_close(np.moveaxis(y, -1, 1), oracle("forward", data), "forward", problem)
 
@@ -69,7 +65,9 @@ def test_same_bits_on_any_number_of_threads(problem, isa, dtype, monkeypatch):
     data, results = operands(problem, dtype), []
     for threads in (1, 2, 5):
         with fastconv.threads(threads):
-            results.append(fastconv.conv2d(last(data.input), data.weight, data.bias, **options_of(problem)))
+            results.append(
+                fastconv.conv2d(channels_last(data.input), data.weight, data.bias, **options_of(problem))
+            )
     plan.plan_conv.cache_clear()
     assert identical(results[0], results[1])
     assert identical(results[0], results[2])
@@ -79,7 +77,11 @@ def test_same_bits_on_any_number_of_threads(problem, isa, dtype, monkeypatch):
 def test_adjoint_identity(problem, isa):
     """<conv(x), g> = <x, input_grad(g)> = <w, weight_grad(g)>."""
     data = operands(problem, np.float64)
-    x, g, options = last(data.input), last(data.grad_output), options_of(problem, algorithm="auto")
+    x, g, options = (
+        channels_last(data.input),
+        channels_last(data.grad_output),
+        options_of(problem, algorithm="auto"),
+    )
     y = fastconv.conv2d(x, data.weight, **options_of(problem))
     dx = fastconv.conv2d_input_grad(x.shape, data.weight, g, **options)
     dw = fastconv.conv2d_weight_grad(x, data.weight.shape, g, **options)
@@ -98,7 +100,7 @@ def test_gradcheck(problem, isa):
     def backward(grad, x, weight, bias):
         return fastconv.conv2d_backward(grad, x, weight, **{**options, "algorithm": "auto"})
 
-    inputs = (last(data.input), data.weight, data.bias)
+    inputs = (channels_last(data.input), data.weight, data.bias)
     assert gradcheck(forward, inputs, backward, max_elements=40, names=("input", "weight", "bias"))
 
 
@@ -106,7 +108,7 @@ def test_gradcheck(problem, isa):
 def test_outputs_past_the_caches(filters, isa, dtype):
     problem = case((2, 3, 150, 141), (filters, 3, 3, 3), padding=1)
     data = operands(problem, dtype)
-    y = fastconv.conv2d(last(data.input), data.weight, data.bias, **options_of(problem))
+    y = fastconv.conv2d(channels_last(data.input), data.weight, data.bias, **options_of(problem))
     assert_close(np.moveaxis(y, -1, 1), oracle("forward", data), "forward", problem)
 
 
@@ -133,7 +135,7 @@ def problems(draw):
 def test_any_problem(problem, isa, dtype, threads):
     data = operands(problem, dtype)
     with engine.forced(isa), fastconv.threads(threads):
-        y = fastconv.conv2d(last(data.input), data.weight, data.bias, **options_of(problem))
+        y = fastconv.conv2d(channels_last(data.input), data.weight, data.bias, **options_of(problem))
         assert_close(np.moveaxis(y, -1, 1), oracle("forward", data), "forward", problem)
 
 
@@ -145,7 +147,7 @@ def test_special_values(problem, value, isa, dtype):
                          ("weight", (-1, -1, 0, 0))):  # fmt: skip
         data = operands(problem, dtype)
         getattr(data, which)[place] = value
-        got = fastconv.conv2d(last(data.input), data.weight, data.bias, **options_of(problem))
+        got = fastconv.conv2d(channels_last(data.input), data.weight, data.bias, **options_of(problem))
         want = fastconv.conv2d(data.input, data.weight, data.bias, algorithm="direct", **problem.options)
         got = np.moveaxis(got, -1, 1)
         np.testing.assert_array_equal(np.isnan(got), np.isnan(want))

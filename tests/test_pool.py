@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from conftest import channels_last
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -138,10 +139,6 @@ def check_average(x, layout="NCHW", **options):
     result = avg_pool2d_backward(to(g), out.shape, **options, layout=layout, out=out)
     assert result is out
     assert (np.abs(back(out) - expected) <= limit * np.abs(scale)).all()
-
-
-def channels_last(array):
-    return np.ascontiguousarray(np.moveaxis(array, 1, -1))
 
 
 def channels_first(array):

@@ -13,6 +13,7 @@ from fastconv.kernels.depthwise_taps cimport Grid
 from fastconv.kernels.depthwise_tile cimport SHORT, Tile
 from fastconv.kernels.depthwise_work cimport Work
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
+from fastconv.kernels.geometry cimport Geometry
 from fastconv.kernels.simd cimport VL, real
 
 cdef enum:
@@ -124,10 +125,11 @@ cdef inline void sweep_band(const Sweep* s, const real* image, real* out, Py_ssi
 cdef inline void sweep(const Sweep* s, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """Rows first .. last - 1 of outputs, counted over all images."""
     cdef const Work* w = s.work
-    cdef Py_ssize_t rows = s.grid.g.out_size[1], row, count, image
+    cdef const Geometry* g = s.grid.g
+    cdef Py_ssize_t rows = g.out_size[1], row, count, image
     while first < last:
         image = first // rows
         row = first % rows
         count = smaller(smaller(SHORT, rows - row), last - first)
-        sweep_band(s, w.input + image * s.grid.g.in_image, w.out + image * s.grid.g.out_image, row, <int> count)
+        sweep_band(s, w.input + image * g.in_image, w.out + image * g.out_image + g.out_offset, row, <int> count)
         first += count
