@@ -49,35 +49,47 @@ cdef inline void load_block(const real** rows, Py_ssize_t at, Py_ssize_t count, 
             x[k] = vload_first(rows[k] + at, count)
 
 
+cdef inline void list_places(const Strip* s, const Window* w, int* places) noexcept nogil:
+    """Where in the strip the pixels of the window's rows go, one row after the other. Columns beyond the window go
+    where the next row begins, before it does."""
+    cdef int[NARROW] column
+    cdef Py_ssize_t r
+    cdef int c
+    for c in range(NARROW):
+        column[c] = <int> (column_at(s, w.before + c) if c < w.columns else s.pitch + column_at(s, w.before))
+    for r in range(w.rows):
+        for c in range(NARROW):  # those beyond the row's end are written again by the next
+            places[c] = <int> (r * s.pitch) + column[c]
+        places += s.in_pitch
+
+
 cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** source, const real* out,
                                   Py_ssize_t fetch, real* to) noexcept nogil:
-    """The input's rows are read as one: columns beyond the window are passed over. With VL of their pixels `fetch`
-    lines of the output are fetched, from `out` on."""
+    """The input's rows are read as one, VL pixels at a time; the last ones reach back. With each `fetch` lines of the
+    output are fetched, from `out` on."""
     cdef vec[VL] x
-    cdef Py_ssize_t[NARROW] place
-    cdef Py_ssize_t at = 0, column = 0, count, total = (w.rows - 1) * s.in_pitch + w.columns
-    cdef Py_ssize_t j, _j
+    cdef int[NARROW * NARROW + NARROW] place
+    cdef Py_ssize_t at = 0, first, _j, total = (w.rows - 1) * s.in_pitch + w.columns
+    cdef int j
     if w.rows == 0 or w.columns == 0:
         return
-    for j in range(w.columns):
-        place[j] = column_at(s, w.before + j)
+    list_places(s, w, place)
     while at < total:
-        count = smaller(VL, total - at)
-        load_block(source, at, count, x)
+        first = larger(smaller(at, total - VL), 0)
+        load_block(source, first, smaller(VL, total), x)
         for j in range(VL):  # the same pixels of the next channels
             prefetch_far(source[j] + at + s.ahead)
         for _j in range(fetch):
             prefetch_write(out)
             out += LINE
         vtranspose(x)
-        for j in range(VL):
-            if j < count:
-                if column < w.columns:
-                    vstore(to + place[column], x[j])
-                column += 1
-                if column == s.in_pitch:
-                    column = 0
-                    to += s.pitch
+        if total >= VL:
+            for j in range(VL):
+                vstore(to + place[first + j], x[j])
+        else:
+            for j in range(VL):
+                if j < total:
+                    vstore(to + place[j], x[j])
         at += VL
 
 
