@@ -15,8 +15,8 @@ Weights. Rows come in even blocks of at most MR; block i of a depth block holds
 from fastconv.kernels.gemm_sweep cimport ACROSS, LOW
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, real, vcopy_first, vec, veven, vfma, vload, vload_first, vstore, vstore_apart, vstore_first, vsum,
-    vtranspose, vzero,
+    MR, NR, VL, real, vcopy_first, vec, veven, vfma, vload, vload_first, vodd, vstore, vstore_apart, vstore_first,
+    vsum, vtranspose, vzero,
 )
 
 
@@ -123,28 +123,36 @@ cdef inline void spread_row(real* to, const real* source, Py_ssize_t count) noex
 
 
 cdef inline void copy_every_second(real* to, const real* source, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t i = 0, left
-    while i + VL < count:
+    """Nothing beyond the last element is read: with more than a vector of them, the last vector ends there."""
+    cdef Py_ssize_t i = 0, last = count - VL, left = 2 * count - 1
+    if last <= 0:
+        vstore_first(to, count, veven(vload_first(source, smaller(left, VL)),
+                                      vload_first(source + VL, larger(left - VL, 0))))
+        return
+    while i < last:
         vstore(to + i, veven(vload(source + 2 * i), vload(source + 2 * i + VL)))
         i += VL
-    left = 2 * (count - i) - 1
-    vstore_first(to + i, count - i, veven(
-        vload_first(source + 2 * i, smaller(left, VL)),
-        vload_first(source + 2 * i + VL, larger(left - VL, 0))))
+    source += left - 2 * VL
+    vstore(to + last, vodd(vload(source), vload(source + VL)))
 
 
 cdef inline void copy_every_fourth(real* to, const real* source, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t i = 0, left
+    """Likewise."""
+    cdef Py_ssize_t i = 0, last = count - VL, left = 4 * count - 3
     cdef vec[4] v
     cdef int j
-    while i + VL < count:
+    if last <= 0:
+        for j in range(4):
+            v[j] = vload_first(source + smaller(j * VL, left), smaller(larger(left - j * VL, 0), VL))
+        vstore_first(to, count, veven(veven(v[0], v[1]), veven(v[2], v[3])))
+        return
+    while i < last:
         vstore(to + i, veven(veven(vload(source + 4 * i), vload(source + 4 * i + VL)),
                              veven(vload(source + 4 * i + 2 * VL), vload(source + 4 * i + 3 * VL))))
         i += VL
-    left = 4 * (count - i) - 3
-    for j in range(4):
-        v[j] = vload_first(source + 4 * i + smaller(j * VL, left), smaller(larger(left - j * VL, 0), VL))
-    vstore_first(to + i, count - i, veven(veven(v[0], v[1]), veven(v[2], v[3])))
+    source += left - 4 * VL
+    vstore(to + last, vodd(vodd(vload(source), vload(source + VL)),
+                           vodd(vload(source + 2 * VL), vload(source + 3 * VL))))
 
 
 cdef inline void copy_stepped(real* to, const real* source, Py_ssize_t count, Py_ssize_t step) noexcept nogil:
