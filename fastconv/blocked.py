@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.engine import load
-from fastconv.passes import padding_shares
+from fastconv.passes import PAGE, STREAM_BYTES, padding_shares
 from fastconv.problem import ConvProblem
 
 # Factors fitted to times of both on one thread: 2 to 256 channels a group on maps of 7 to 56 pixels, and the
@@ -21,7 +21,11 @@ TALL, LOW = 0.97, 0.87  # where lanes are as busy, with a large tile (AVX-512) a
 STEPS = {"forward": 1.15, "input_grad": 1.35}  # steps between pixels: panels are filled tap by tap
 HALVES = 0.93  # of the speed of whole vectors
 SKIPPED = 0.8  # of the products with columns of the padding
-LEAST_DEPTH = 64  # of a single group: with less the transposition of results shows
+LEAST_DEPTH = 64  # of a single group: with less the transposition of results shows ...
+# ... but for these steps with large tiles, as panels are filled tap by tap: 3 -> 96, 4x4 stride 4 at 224x224
+# takes 164 us, by "gemm" 179. Not where planes of results lie pages apart (3 -> 128 at 256x256: 330, 264),
+# nor where "gemm" writes them past the caches (3 -> 64 at batch 16: 3.8 ms, 3.1).
+LONG_STEPS, LEAST_DEPTH_OF_LONG_STEPS = (3, 4), 32
 REPEATED = 32  # bytes that `vrepeat` loads
 FULL = 0.95  # and the least share of lanes that its filters fill
 # Filters beyond whole vectors that "gemm" takes, as a share of one, and the time of each beside the others':
@@ -58,6 +62,13 @@ def rest_of(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> int:
     return rest if forward and problem.group_out > panel and rest <= REST * vector else 0
 
 
+def _steps_far(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> bool:
+    plane = prod(problem.out_size) * dtype.itemsize
+    large = load(dtype).machine.tile()[0] >= LARGE_TILE
+    cached = problem.batch * problem.group_out * plane < STREAM_BYTES and plane % PAGE != 0
+    return direction == "forward" and large and problem.stride[-1] in LONG_STEPS and cached
+
+
 def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
     """The time of "gemm" over that of "blocked", roughly; 0 for what was not measured."""
     machine = load(dtype).machine
@@ -73,7 +84,7 @@ def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
     used = lanes_used(rows - rest, problem.groups, dtype)
     outside = padding_shares(problem)[-1]
     if problem.groups == 1 and (
-        depth < LEAST_DEPTH
+        depth < (LEAST_DEPTH_OF_LONG_STEPS if _steps_far(problem, direction, dtype) else LEAST_DEPTH)
         or used < FULL
         or (rest and (outside < REST_PADDING or max(problem.stride) > REST_STEP))
     ):

@@ -18,9 +18,12 @@ PROBLEMS = [
     case((1, 48, 7, 7), (48, 16, 3, 3), padding=1, groups=3),
     case((1, 64, 7, 7), (64, 32, 3, 3), padding=1, groups=2),
     case((1, 15, 8, 10), (6, 5, 2, 3), groups=3),
-    # Steps: phases told apart in pairs, in threes, one by one; those that no tap reads.
+    # Steps: phases told apart in pairs, in threes, in fours, one by one; those that no tap reads.
     case((1, 20, 15, 17), (35, 20, 3, 3), stride=2, padding=1),
     case((1, 12, 16, 50), (33, 12, 4, 5), stride=3, padding=2),
+    case((2, 3, 24, 92), (40, 3, 4, 4), stride=4),
+    case((1, 2, 17, 150), (33, 2, 7, 6), stride=(2, 4), padding=(2, 5)),
+    case((1, 8, 11, 21), (12, 4, 3, 3), stride=4, padding=1, groups=2),
     case((1, 5, 23, 31), (17, 5, 3, 3), stride=(2, 5), padding=3),
     case((2, 6, 19, 18), (32, 6, 3, 3), stride=2, dilation=2, padding=2),
     case((1, 32, 12, 13), (32, 4, 1, 1), stride=2, groups=8),

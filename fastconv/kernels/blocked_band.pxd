@@ -14,7 +14,7 @@ from fastconv.kernels.simd cimport (
 
 cdef enum:
     MOST_SHARED = 8
-    MOST_PHASES = 3  # of a step along a row that are told apart in registers
+    MOST_PHASES = 4  # of a step along a row that are told apart in registers
     MANY = 30  # the bit that stands for phases from it on
     BLOCK = 8  # vectors of a row at a time
 
@@ -70,6 +70,27 @@ cdef inline void riffle(const int shared, vec* v) noexcept nogil:
             v[i] = w[i]
 
 
+cdef inline void split_phases(const int phases, const vec* part, vec* split) noexcept nogil:
+    """split[q][i] = part[i * phases + q], the parts being read as one."""
+    cdef vec[4] half
+    if phases == 1:
+        split[0] = part[0]
+    elif phases == 2:
+        split[0] = veven(part[0], part[1])
+        split[1] = vodd(part[0], part[1])
+    elif phases == 3:
+        vthirds(part[0], part[1], part[2], split)
+    else:
+        half[0] = veven(part[0], part[1])
+        half[1] = veven(part[2], part[3])
+        half[2] = vodd(part[0], part[1])
+        half[3] = vodd(part[2], part[3])
+        split[0] = veven(half[0], half[1])
+        split[1] = veven(half[2], half[3])
+        split[2] = vodd(half[0], half[1])
+        split[3] = vodd(half[2], half[3])
+
+
 cdef inline void put(const int shared, vec* v, real* to) noexcept nogil:
     cdef int j
     riffle(shared, v)
@@ -98,13 +119,7 @@ cdef inline void fill_row(const int shared, const int phases, const Band* b, int
     for j in range(shared):
         for i in range(phases):
             part[i] = load_piece(source + j * apart, pieces + i) if shared == 1 or j < groups else vzero()
-        if phases == 1:
-            split[0] = part[0]
-        elif phases == 2:
-            split[0] = veven(part[0], part[1])
-            split[1] = vodd(part[0], part[1])
-        else:
-            vthirds(part[0], part[1], part[2], split)
+        split_phases(phases, part, split)
         for i in range(phases):
             v[i * MOST_SHARED + j] = split[i]
     for i in range(phases):
@@ -156,6 +171,8 @@ cdef inline void fill_sharing(const int shared, const Geometry* g, const Band* b
         fill_phases(shared, 2, g, b, used, groups, channels, image, first_row, rows, band)
     elif b.phases == 3 and shared == 1:
         fill_phases(shared, 3, g, b, used, groups, channels, image, first_row, rows, band)
+    elif b.phases == 4 and shared == 1:
+        fill_phases(shared, 4, g, b, used, groups, channels, image, first_row, rows, band)
     else:
         fill_phases(shared, 0, g, b, used, groups, channels, image, first_row, rows, band)
 
