@@ -38,11 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
     quick = commands.add_parser("quick", help="a minute or two on a few layers; keeps nothing")
     add_case_options(quick, batch=[1], directions=list(DIRECTIONS), rounds=3, layers=QUICK_LAYERS)
     quick.set_defaults(run=run_compare, keep=False, resume=False)
-    grid = commands.add_parser("cliffs", help="a grid of shapes against PyTorch -> docs/cliffs.png")
+    grid = commands.add_parser("cliffs", help="a grid of shapes against PyTorch -> docs/cliffs-<cpu>.png")
     grid.add_argument("--docs", type=Path, default=report.DOCS, help="folder of the picture")
     grid.set_defaults(run=cliffs.run)
-    to_docs = commands.add_parser("report", help="results -> docs/performance.md and pictures")
-    to_docs.add_argument("--docs", type=Path, default=report.DOCS, help="folder of performance.md")
+    to_docs = commands.add_parser("report", help="results -> docs/performance*.md and pictures")
+    to_docs.add_argument("--docs", type=Path, default=report.DOCS, help="folder of these pages")
     to_docs.set_defaults(run=lambda options: report.write(options.docs))
     return parser
 

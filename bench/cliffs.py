@@ -108,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine.describe(), "cells": found}) + "\n")
     print(summary(found))
-    draw(found, options.docs / "cliffs.png")
+    draw(found, options.docs / f"cliffs-{machine.cpu_slug()}.png")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Results -> the tables between the markers in docs/performance.md, and the pictures in docs/.
+"""Results -> the tables between the markers in docs/performance*.md, a page a machine, and pictures there.
 
 A marker names a view of tables.VIEWS, or `pictures`, and filters: any of cpu, isa, suite,
 direction, batch, threads. The text between the two comments is replaced:
@@ -30,7 +30,7 @@ FIRST_PAGE = "# Performance\n" + "".join(
 
 
 def write(docs: Path) -> int:
-    """Fill every marker of performance.md, which is started if there is none; draw."""
+    """Fill every marker of performance.md, started if there is none, and of the pages beside it; draw."""
     files = [results.load(path) for path in sorted(results.RESULTS.glob("*.json"))]
     if not files:
         print(f"nothing to report: {results.RESULTS} is empty")
@@ -38,17 +38,17 @@ def write(docs: Path) -> int:
     docs.mkdir(parents=True, exist_ok=True)
     # One suite has pictures: shapes of different suites in one chart say little.
     drawn = {found.path.stem: pictures.draw(found, select(found, {"suite": DRAWN}), docs) for found in files}
-    page = docs / "performance.md"
-    text = page.read_text() if page.exists() else FIRST_PAGE
+    pages = sorted(docs.glob("performance*.md")) or [docs / "performance.md"]
 
     def fill(marker: re.Match[str]) -> str:
         filters = dict(item.split("=", 1) for item in marker["filters"].split())
         body = render(marker["view"], filters, files, drawn)
         return f"{marker['begin']}\n{body}\n\n{marker['end']}"
 
-    text, count = MARKER.subn(fill, text)
-    page.write_text(text)
-    print(f"{page}: {count} tables; {sum(map(len, drawn.values()))} pictures beside it")
+    for page in pages:
+        text, count = MARKER.subn(fill, page.read_text() if page.exists() else FIRST_PAGE)
+        page.write_text(text)
+        print(f"{page}: {count} tables; {sum(map(len, drawn.values()))} pictures beside it")
     return 0
 
 
