@@ -36,8 +36,8 @@ def write(docs: Path) -> int:
         print(f"nothing to report: {results.RESULTS} is empty")
         return 1
     docs.mkdir(parents=True, exist_ok=True)
-    # One suite has pictures: shapes of different suites in one chart say little.
-    drawn = {found.path.stem: pictures.draw(found, select(found, {"suite": DRAWN}), docs) for found in files}
+    # One suite has pictures, where all of it is measured: shapes of different suites in one chart say little.
+    drawn = {found.path.stem: pictures.draw(found, whole_suite(found, DRAWN), docs) for found in files}
     pages = sorted(docs.glob("performance*.md")) or [docs / "performance.md"]
 
     def fill(marker: re.Match[str]) -> str:
@@ -50,6 +50,12 @@ def write(docs: Path) -> int:
         page.write_text(text)
         print(f"{page}: {count} tables; {sum(map(len, drawn.values()))} pictures beside it")
     return 0
+
+
+def whole_suite(found: Results, suite: str) -> list[CaseResult]:
+    """The cases of a suite, or none if some of its layers are missing."""
+    cases = select(found, {"suite": suite})
+    return cases if {case.layer for case in cases} == {layer.full_name for layer in layers_of(suite)} else []
 
 
 def render(view: str, filters: dict[str, str], files: list[Results], drawn: dict[str, list[Path]]) -> str:
