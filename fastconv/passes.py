@@ -30,6 +30,7 @@ GEOMETRY = np.dtype(
     + [(name, np.intp) for name in ("out_offset", "out_image", "out_group", "out_row")]
     + [("out_axis", np.intp, 3)]
     + [(name, np.intp) for name in ("weight_group", "weight_row", "weight_channel")]
+    + [(name, np.intp, 3) for name in ("patch", "grid", "before", "image_size")]
     + [
         (name, np.intp)
         for name in ("relu", "stream", "bands", "skips", "depth_block", "row_block", "pixel_block")
@@ -117,10 +118,15 @@ def _blocking(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
     geometry["row_block"] = max(l2_bytes() // 4 // column_bytes, 64)
     if blocks > 1:
         column_bytes += int(geometry["rows"]) * dtype.itemsize
-    written = int(geometry["rows"]) * int(geometry["out_size"].prod()) * dtype.itemsize
-    if channels * taps <= SHORT_DEPTH and written > l2_bytes() and geometry["stream"] != STREAMS:
-        geometry["row_block"] = WRITTEN_ROWS
     geometry["pixel_block"] = min(max(l2_bytes() // 2 // column_bytes, 64), MOST_PIXELS)
+
+
+def _write_in_streams(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> None:
+    """A smaller MC where the depth is short and large outputs go through the caches."""
+    depth = int(geometry["channels"]) * int(geometry["taps"])
+    written = int(geometry["rows"]) * int(geometry["out_size"].prod()) * dtype.itemsize
+    if depth <= SHORT_DEPTH and written > l2_bytes() and geometry["stream"] != STREAMS:
+        geometry["row_block"] = WRITTEN_ROWS
 
 
 def _collapse(geometry: np.ndarray[Any, Any], taps: np.ndarray[Any, Any]) -> None:
@@ -157,9 +163,10 @@ def make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dty
         geometry[name] = value
     geometry["taps"] = len(table)
     _collapse(geometry, table)
-    geometry["stream"] = _streams(geometry, dtype)
     _blocking(geometry, dtype)
     geometry["bands"] = _takes_bands(geometry, table, dtype)
+    geometry["stream"] = _streams(geometry, dtype)
+    _write_in_streams(geometry, dtype)
     geometry["skips"] = geometry["bands"] != NO_BANDS and _share_in_padding(geometry, table) >= PADDING_SHARE
     return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
 
@@ -173,9 +180,12 @@ def _streams(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> int:
     vector: int = load(dtype).machine.tile()[2]
     depth = int(geometry["channels"]) * int(geometry["taps"])
     in_halves = vector * dtype.itemsize < LINE and depth < STREAM_DEPTH
-    if outputs < (STREAM_HALVES_BYTES if in_halves else STREAM_BYTES):
+    if geometry["patch"].any() or outputs < (STREAM_HALVES_BYTES if in_halves else STREAM_BYTES):
         return FITS
-    aligned = all(int(length) % vector == 0 for length in (geometry["out_row"], geometry["out_size"][2]))
+    width = int(geometry["out_size"][2])
+    if geometry["bands"] == NO_BANDS and list(geometry["out_axis"]) == list(_strides(tuple(geometry["out_size"]))):
+        width = int(geometry["out_size"].prod())  # panels run on from row to row
+    aligned = int(geometry["out_row"]) % vector == 0 and width % vector == 0
     return STREAMS if aligned else LARGE
 
 
@@ -339,6 +349,28 @@ def input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[tuple[Pass,
         }  # fmt: skip
         passes.append(make_pass(fields, _tap_table(p, taps), dtype))
     return tuple(passes), covers
+
+
+def patch_pass(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[Pass, bool]:
+    """The input gradient of windows that lie side by side as one product over all taps; does it cover the input?"""
+    in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
+    kernel, plane = _three(p.kernel, 1), prod(p.out_size)
+    before = _three(tuple(first for first, _ in p.pads), 0)
+    in_image, in_group, in_channel, in_axis = _layout(p, p.in_channels, in_size)
+    taps = prod(kernel)
+    fields = {
+        "batch": p.batch, "groups": p.groups, "rows": p.group_in * taps, "channels": p.group_out,
+        "in_size": (1, 1, plane), "out_size": (1, 1, plane), "step": (1, 1, 1),
+        "in_image": p.out_channels * plane, "in_group": p.group_out * plane,
+        "in_channel": plane, "in_axis": (plane, plane, 1),
+        "out_image": in_image, "out_group": in_group, "out_row": in_channel, "out_axis": in_axis,
+        "weight_group": p.group_out * p.group_in * taps, "weight_row": 1, "weight_channel": p.group_in * taps,
+        "patch": kernel, "grid": out_size, "before": before, "image_size": in_size,
+    }  # fmt: skip
+    covers = all(
+        o * k - b >= i for o, k, b, i in zip(out_size, kernel, before, in_size, strict=True)
+    )
+    return make_pass(fields, np.zeros((1, 4), np.intp), dtype), covers
 
 
 def channels_fill_vectors(p: ConvProblem, direction: str, dtype: np.dtype[Any]) -> bool:

@@ -23,6 +23,7 @@ from fastconv.passes import (
     forward_pass,
     identity_pass,
     input_grad_passes,
+    patch_pass,
     skip_padding,
 )
 from fastconv.problem import ConvProblem
@@ -230,12 +231,17 @@ def _is_tiny(problem: ConvProblem) -> bool:
     return problem.flops <= DIRECT_FLOPS and problem.parameters <= weights
 
 
+def _has_patches(problem: ConvProblem, direction: str) -> bool:
+    """An input gradient whose taps are rows of one product (kernels/gemm_patch.pxd)."""
+    return direction == "input_grad" and problem.is_patchwork
+
+
 def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]) -> tuple[str, str]:
     """The algorithm for "auto", and why."""
     if (prepared or not _is_tiny(problem)) and pixels.pay(problem, direction, prepared, dtype):
         return "blocked", "channels lie last: pixels are read and written in place"
     algorithm, reason = _choose_direct(problem, direction, prepared, dtype)
-    general = algorithm in ("gemm", "shifted", "blocked")
+    general = algorithm in ("gemm", "shifted", "blocked") and not _has_patches(problem, direction)
     if general and find("conv", direction, winograd.ALGORITHMS[0]).supports(problem):
         return winograd.choose(problem, direction, prepared, dtype) or (algorithm, reason)
     return algorithm, reason
@@ -257,6 +263,8 @@ def _choose_direct(
             return "depthwise", "one input channel a group: nothing to sum over channels"
     if _is_tiny(problem) and not prepared:
         return "direct", "few products of few weights: packing would cost more"
+    if _has_patches(problem, direction):
+        return "gemm", "windows lie side by side: one product over all taps"
     # Timed from 2 to 512 channels a group: with taps "shifted" takes 0.1 to 1.0 times as long as "gemm".
     if (
         direction == "weight_grad"
@@ -333,6 +341,9 @@ def plan_conv(
         if algorithm in ("direct", *SELF_CUT, *winograd.ALGORITHMS):
             return make((image,))
         return make((image, grad), True, cut_reduction(problem, image, grad, dtype))
+    if algorithm in ("gemm", "shifted") and _has_patches(problem, direction):
+        patches, covers = patch_pass(problem, dtype)
+        return make((patches,), covers)
     passes, covers = input_grad_passes(problem, dtype)
     return make(tuple(map(fit, passes)), covers)
 

@@ -183,6 +183,14 @@ class ConvProblem:
         return 2 * prod(self.output_shape) * self.group_in * prod(self.kernel)
 
     @property
+    def is_patchwork(self) -> bool:
+        """Do the windows lie side by side, each pixel in at most one of them, and have they several taps?"""
+        axes = zip(self.kernel, self.stride, self.dilation, self.out_size, strict=True)
+        return prod(self.kernel) > 1 and all(
+            (k == s or o == 1) and (d == 1 or k == 1) for k, s, d, o in axes
+        )
+
+    @property
     def parameters(self) -> int:
         return prod(self.weight_shape)
 

@@ -1,5 +1,7 @@
 """Implicit GEMM: every edge of its blocking, every way to read the weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import (
@@ -111,6 +113,46 @@ def test_input_gradients_of_one_row(columns, groups, isa, dtype):
         problem = case((2, 33, 1, columns), (33, 33 // groups, kernel, kernel), stride=2, padding=kernel // 2,
                        groups=groups)  # fmt: skip
         check("input_grad", operands(problem, dtype), "gemm")
+
+
+PATCHES = [
+    case((2, 3, 12, 20), (5, 3, 4, 4), stride=4),
+    case((1, 5, 34, 70), (7, 5, 2, 2), stride=2),
+    case((2, 6, 35, 71), (8, 3, 2, 2), stride=2, groups=2),  # a row and a column that no window covers
+    case((3, 2, 10, 23), (4, 2, 3, 5), stride=(3, 5), padding=(1, 2)),  # windows that reach into the padding
+    case((1, 3, 32, 48), (20, 3, 16, 16), stride=16),
+    case((2, 3, 9, 136), (20, 3, 1, 8), stride=(1, 8)),
+    case((2, 2, 4, 40), (3, 2, 2, 32), stride=(2, 32)),  # wider than what is woven
+    case((4, 11, 5, 6), (13, 11, 5, 6), stride=(1, 9)),  # one window an image
+    case((3, 4, 8, 6), (6, 4, 1, 2), stride=(1, 2), padding=(0, 3)),  # windows in the padding alone
+    case((1, 600, 6, 6), (1100, 600, 2, 2), stride=2),  # several blocks of the depth, spans of rows
+]
+
+
+@pytest.mark.parametrize("problem", PATCHES, ids=str)
+def test_input_gradients_of_windows_side_by_side(problem, isa, dtype, cage):
+    data = operands(problem, dtype)
+    planned = plan.plan_conv(problem.problem, "input_grad", dtype, "gemm")
+    assert len(planned.passes) == 1
+    assert planned.passes[0].geometry["patch"].all()
+    check("input_grad", data, "gemm")
+    want = compute("input_grad", data, "gemm")
+    for threads, at in ((1, "start"), (2, "end"), (5, "end")):
+        data = replace(data, **{name: cage.copy(getattr(data, name), at) for name in ("weight", "grad_output")})
+        with fastconv.threads(threads):
+            out = cage.place(want.shape, dtype, at)
+            assert identical(compute("input_grad", data, "gemm", out=out), want)
+
+
+def test_auto_takes_one_product_where_windows_lie_side_by_side(isa):
+    def chosen(kernel, **more):
+        return fastconv.plan_conv2d((1, 32, 48, 48), (96, 32, kernel, kernel), direction="input_grad", **more)
+
+    assert chosen(4, stride=4).passes[0].geometry["patch"].tolist() == [1, 4, 4]
+    assert chosen(4, stride=4).algorithm == "gemm"
+    assert chosen(48).algorithm == "gemm"
+    for overlapping in ({"stride": 3}, {"stride": 4, "dilation": 2}, {"stride": 5}):
+        assert not any(step.geometry["patch"].any() for step in chosen(4, **overlapping).passes)
 
 
 @pytest.mark.parametrize("value", [1.0, np.inf, np.nan])
@@ -243,7 +285,8 @@ SOURCES = [
     (case((2, 36, 9, 8), (44, 9, 1, 1), groups=4), "input_grad", IN_PLACE_COLUMNS),
     (case((2, 37, 9, 8), (41, 37, 3, 3), padding=1), "input_grad", PACKED),
     (case((2, 36, 9, 8), (44, 9, 3, 2), groups=4), "input_grad", PACKED),
-    (case((2, 300, 9, 8), (310, 300, 2, 2), stride=2), "input_grad", PACKED),
+    (case((2, 300, 9, 8), (310, 300, 2, 2), stride=(2, 1)), "input_grad", PACKED),
+    (case((2, 300, 9, 8), (310, 300, 2, 2), stride=2), "input_grad", IN_PLACE_COLUMNS),
 ]
 
 
@@ -258,6 +301,7 @@ def test_every_source_of_weights(problem, direction, source, monkeypatch, isa, d
 PACKED_PROBLEMS = [
     case((2, 130, 7, 9), (150, 130, 3, 3), padding=1),
     case((2, 96, 7, 9), (80, 24, 3, 3), groups=4, padding=1, stride=2),
+    case((2, 30, 48, 31), (150, 15, 4, 4), groups=2, stride=4),
 ]
 
 

@@ -49,7 +49,10 @@ cdef const real* input_of(const Task* base, const Partition* p, Py_ssize_t unit)
     cdef Py_ssize_t pixel = segment * p.segment_pixels + tile * p.tile_pixels
     if group >= g.groups:
         return NULL
-    return (base.input + group * g.in_group + pixel // plane_size(g) * g.in_image + pixel % plane_size(g))
+    if is_dense(g, base.taps):
+        return base.input + group * g.in_group + pixel // plane_size(g) * g.in_image + pixel % plane_size(g)
+    return (base.input + group * g.in_group + pixel // plane_size(g) * g.in_image
+            + pixel % plane_size(g) // g.out_size[2] * g.step[1] * g.in_axis[1])
 
 
 cdef void multiply_rows(int rows, int vectors, Tile* tile) noexcept nogil:

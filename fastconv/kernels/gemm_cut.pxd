@@ -5,6 +5,7 @@ from fastconv.kernels.gemm_micro cimport WIDEST, Slot
 from fastconv.kernels.gemm_pack cimport (
     Run, ceil_div, is_dense, larger, plane_size, row_blocks, smaller, swept_depth,
 )
+from fastconv.kernels.gemm_patch cimport in_patches
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, VL, real
 
@@ -14,6 +15,7 @@ cdef enum:
     # at 56x56: 192, 272.
     FEW_BLOCKS = 3
     FEW_BLOCKS_DEPTH = 32
+    SPREAD_BYTES = 256 << 10  # of waiting sums; not swept
 
 
 # How the work is cut: `segments` stretches of pixels, each in `tiles` tiles, times `spans` of rows.
@@ -36,7 +38,7 @@ cdef inline Partition cut(const Geometry* g, Py_ssize_t threads) noexcept nogil:
     segment of its own unless its last vector would be mostly empty; then the batch is one.
     """
     cdef Partition best, trial
-    cdef Py_ssize_t plane = plane_size(g), vectors, tiles, spans, units, cost, best_cost = -1
+    cdef Py_ssize_t plane = plane_size(g), vectors, tiles, spans, units, cost, best_cost = -1, sums
     cdef Py_ssize_t blocks = row_blocks(g)
     cdef Py_ssize_t grain = g.out_size[2] if g.bands else VL
     cdef bint whole_vectors = g.bands or ceil_div(plane, VL) * VL * 32 <= plane * 33
@@ -56,6 +58,9 @@ cdef inline Partition cut(const Geometry* g, Py_ssize_t threads) noexcept nogil:
                 trial.spans = spans
     trial.tile_pixels = ceil_div(vectors, trial.tiles) * grain
     trial.tiles = ceil_div(best.segment_pixels, trial.tile_pixels)
+    if in_patches(g):  # their sums wait until all rows of a line of windows are there
+        sums = g.rows * trial.tile_pixels * <Py_ssize_t> sizeof(real)
+        trial.spans = larger(trial.spans, smaller(ceil_div(sums, SPREAD_BYTES), blocks))
     return trial
 
 
@@ -75,7 +80,7 @@ cdef inline bint is_swept(const Geometry* g, const Tap* taps) noexcept nogil:
 
     A single block of rows is not worth a panel, nor is a depth that first-level caches hold anyway.
     """
-    return (not g.bands and is_dense(g, taps) and g.depth_block >= g.channels
+    return (not g.bands and not in_patches(g) and is_dense(g, taps) and g.depth_block >= g.channels
             and (row_blocks(g) == 1 or g.channels <= swept_depth(g)
                  or (row_blocks(g) <= FEW_BLOCKS and g.channels <= FEW_BLOCKS_DEPTH)))
 
@@ -112,7 +117,7 @@ cdef inline Py_ssize_t sums_row(const Geometry* g, Py_ssize_t pixels) noexcept n
 
 
 cdef inline Py_ssize_t sums_size(const Geometry* g, const Partition* p) noexcept nogil:
-    if depth_of(g) == g.channels * g.taps:
+    if depth_of(g) == g.channels * g.taps and not in_patches(g):
         return 0
     return aligned(ceil_div(row_blocks(g), p.spans) * MR * sums_row(g, p.tile_pixels) * <Py_ssize_t> sizeof(real))
 

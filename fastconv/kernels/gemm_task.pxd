@@ -14,6 +14,7 @@ from fastconv.kernels.gemm_pack cimport (
     PAGE, STREAMS, Run, ceil_div, clear_tail, copy_row, drop_full, even_start, larger, list_runs, pack_pixels,
     panel_width, plane_size, smaller, spread_row,
 )
+from fastconv.kernels.gemm_patch cimport in_patches, spread_rows
 from fastconv.kernels.gemm_sweep cimport LEAST, LOW, fills_tiles
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, NV, REGISTERS, VL, is_vec_aligned, real
@@ -159,8 +160,13 @@ cdef inline void look_ahead(const Task* task, Py_ssize_t channel, Ahead* ahead) 
     cdef const real* start = task.next_input
     ahead.step = ahead.total = ahead.left = ahead.jump = 0
     ahead.line = task.panels
+    cdef Py_ssize_t length = task.pixels
     if not task.dense:
-        return
+        if g.in_size[0] > 1 or g.in_axis[1] != g.in_size[2]:
+            return
+        length = ceil_div(task.pixels, g.out_size[2]) * g.step[1] * g.in_axis[1]
+        if channel < g.channels:
+            return
     if channel < g.channels:
         start = (task.input + task.first_pixel // plane * g.in_image + task.first_pixel % plane
                  + channel * g.in_channel)
@@ -168,7 +174,7 @@ cdef inline void look_ahead(const Task* task, Py_ssize_t channel, Ahead* ahead) 
         return
     ahead.line = start
     ahead.step = LINE
-    ahead.lines = ceil_div(task.pixels, LINE)
+    ahead.lines = ceil_div(length, LINE)
     ahead.left = ahead.lines
     ahead.jump = g.in_channel - ahead.lines * LINE
     ahead.total = ahead.lines * smaller(g.depth_block, g.channels)
@@ -234,7 +240,7 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     cdef real[REGISTERS * VL] values
     cdef Tile tile
     cdef Py_ssize_t block = first_block, blocks, row, rows
-    cdef bint opens = channel == 0, closes = channel + channels == g.channels
+    cdef bint opens = channel == 0, closes = channel + channels == g.channels and not in_patches(g)
     cdef bint scattered = closes and panel.stretch == NULL
     cdef bint looks_at_weights = task.source != PACKED and task.pixels <= FEW_PIXELS and panel.sums == 0
 
@@ -474,3 +480,7 @@ cdef inline void run_task(Task* task, Py_ssize_t tile_rows) noexcept nogil:
         look_ahead(task, channel + channels, &ahead)
         run_blocks(task, channel, channels, &ahead)
         channel += channels
+    if in_patches(g):
+        row = start_of(task, task.first_block)
+        spread_rows(g, task.sums, task.sums_row, row, start_of(task, task.last_block), task.first_pixel, task.pixels,
+                    task.out)

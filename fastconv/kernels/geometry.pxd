@@ -31,6 +31,10 @@ cdef struct Geometry:
     Py_ssize_t weight_group      # strides of the weights
     Py_ssize_t weight_row
     Py_ssize_t weight_channel
+    Py_ssize_t[3] patch          # rows are (m, t) with t in windows of this size, side by side (gemm_patch.pxd), or 0
+    Py_ssize_t[3] grid           # of such windows: the pixels, in one row
+    Py_ssize_t[3] before         # where the first window begins: padding before the image ...
+    Py_ssize_t[3] image_size     # ... that they cover
     Py_ssize_t relu              # 1: out = max(out, 0)
     Py_ssize_t stream            # 1: the output is too large for the caches; 2: and rows begin at vectors' boundaries
     Py_ssize_t bands             # 1: tiles are whole rows, read from bands (gemm_band.pxd); 2: by half vectors
