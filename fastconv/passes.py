@@ -182,9 +182,9 @@ def _streams(geometry: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> int:
     in_halves = vector * dtype.itemsize < LINE and depth < STREAM_DEPTH
     if geometry["patch"].any() or outputs < (STREAM_HALVES_BYTES if in_halves else STREAM_BYTES):
         return FITS
-    width = int(geometry["out_size"][2])
-    if geometry["bands"] == NO_BANDS and list(geometry["out_axis"]) == list(_strides(tuple(geometry["out_size"]))):
-        width = int(geometry["out_size"].prod())  # panels run on from row to row
+    size = tuple(geometry["out_size"])
+    runs_on = geometry["bands"] == NO_BANDS and tuple(geometry["out_axis"]) == _strides(size)
+    width = int(prod(size) if runs_on else size[-1])  # of panels that run on from row to row
     aligned = int(geometry["out_row"]) % vector == 0 and width % vector == 0
     return STREAMS if aligned else LARGE
 
@@ -352,7 +352,7 @@ def input_grad_passes(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[tuple[Pass,
 
 
 def patch_pass(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[Pass, bool]:
-    """The input gradient of windows that lie side by side as one product over all taps; does it cover the input?"""
+    """The input gradient of windows that lie side by side as one product; does it cover the input?"""
     in_size, out_size = _three(p.in_size, 1), _three(p.out_size, 1)
     kernel, plane = _three(p.kernel, 1), prod(p.out_size)
     before = _three(tuple(first for first, _ in p.pads), 0)
@@ -367,9 +367,7 @@ def patch_pass(p: ConvProblem, dtype: np.dtype[Any]) -> tuple[Pass, bool]:
         "weight_group": p.group_out * p.group_in * taps, "weight_row": 1, "weight_channel": p.group_in * taps,
         "patch": kernel, "grid": out_size, "before": before, "image_size": in_size,
     }  # fmt: skip
-    covers = all(
-        o * k - b >= i for o, k, b, i in zip(out_size, kernel, before, in_size, strict=True)
-    )
+    covers = all(o * k - b >= i for o, k, b, i in zip(out_size, kernel, before, in_size, strict=True))
     return make_pass(fields, np.zeros((1, 4), np.intp), dtype), covers
 
 

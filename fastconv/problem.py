@@ -186,9 +186,7 @@ class ConvProblem:
     def is_patchwork(self) -> bool:
         """Do the windows lie side by side, each pixel in at most one of them, and have they several taps?"""
         axes = zip(self.kernel, self.stride, self.dilation, self.out_size, strict=True)
-        return prod(self.kernel) > 1 and all(
-            (k == s or o == 1) and (d == 1 or k == 1) for k, s, d, o in axes
-        )
+        return prod(self.kernel) > 1 and all((k == s or o == 1) and (d == 1 or k == 1) for k, s, d, o in axes)
 
     @property
     def parameters(self) -> int:

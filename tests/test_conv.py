@@ -64,7 +64,8 @@ def cases(draw):
     def pair(low, high):
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
-    kernel, dilation, stride = pair(1, 4), pair(1, 3), pair(1, 3)
+    kernel, dilation = pair(1, draw(st.sampled_from((4, 4, 9)))), pair(1, 3)
+    stride = draw(st.sampled_from((kernel, pair(1, 3), pair(1, 3), pair(1, 12))))
     padding = draw(st.sampled_from(("pairs", "ints", "int", "same", "same_lower", "full", "causal")))
     before, after = pair(0, 4), pair(0, 4)
     if padding == "pairs":
@@ -77,7 +78,7 @@ def cases(draw):
         before = after = (0, 0)
     reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
     least = [max(r - b - a, 1) for r, b, a in zip(reach, before, after, strict=True)]
-    size = [smallest + draw(st.integers(0, 18)) for smallest in least]
+    size = [smallest + draw(st.integers(0, draw(st.sampled_from((18, 18, 70))))) for smallest in least]
     if draw(st.booleans()):
         groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
         group_in, group_out = channels(34 // groups), channels(34 // groups)

@@ -52,6 +52,26 @@ def test_channels_that_share_lanes(channels, stride, direction, tile, dtype):
         check(direction, operands(problem, dtype), "depthwise")
 
 
+TALL_MAPS = [
+    depthwise(17, (128, 12), (16, 20), stride=(16, 20), padding=(8, 10)),
+    depthwise(17, (112, 13), (8, 2), stride=(8, 2), padding=2),
+    depthwise(17, (62, 15), (31, 6), stride=(31, 6), dilation=(1, 3), padding=(21, 4)),  # steps as long as filters
+    depthwise(33, (70, 9), (5, 3), stride=(7, 5), multiplier=2),
+    depthwise(16, (300, 7), 3, padding=1),
+    depthwise(20, (250, 3), (33, 1), dilation=(5, 1), padding=(80, 0), batch=1),
+]
+
+
+@every_direction
+@pytest.mark.parametrize("problem", TALL_MAPS, ids=str)
+def test_maps_that_are_narrow_and_tall(problem, direction, isa, dtype, junk_scratch):
+    """Whole vectors of channels: only columns are few."""
+    for threads in (1, 5):
+        with fastconv.threads(threads):
+            check(direction, operands(problem, dtype), "depthwise")
+    assert junk_scratch.intact()
+
+
 @every_direction
 @pytest.mark.parametrize("stride", [1, 2])
 def test_rows_around_the_vector(stride, direction, tile, dtype):

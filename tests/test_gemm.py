@@ -138,7 +138,9 @@ def test_input_gradients_of_windows_side_by_side(problem, isa, dtype, cage):
     check("input_grad", data, "gemm")
     want = compute("input_grad", data, "gemm")
     for threads, at in ((1, "start"), (2, "end"), (5, "end")):
-        data = replace(data, **{name: cage.copy(getattr(data, name), at) for name in ("weight", "grad_output")})
+        data = replace(
+            data, **{name: cage.copy(getattr(data, name), at) for name in ("weight", "grad_output")}
+        )
         with fastconv.threads(threads):
             out = cage.place(want.shape, dtype, at)
             assert identical(compute("input_grad", data, "gemm", out=out), want)

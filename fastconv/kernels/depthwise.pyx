@@ -59,7 +59,7 @@ cdef void lay_weights(const Work* w, const real* weight, Py_ssize_t most, real* 
 
 
 cdef void spread_weights(const Work* w, Py_ssize_t lane, real* spare) noexcept nogil:
-    """The weights of VL channels, in the order of the table; a strip has room for them in that of the filters."""
+    """The weights of VL channels, in the order of the table; `spare` has room for them in that of the filters."""
     cdef const Geometry* g = w.grids[0].g
     cdef Py_ssize_t group = smaller(lane * VL, g.groups - VL) if w.in_place else lane * VL, m, i
     cdef real* to = w.spread + lane * g.rows * w.weights * VL
@@ -393,7 +393,10 @@ cdef void run_part(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memor
 
 
 cdef Py_ssize_t thread_size(const Work* w) noexcept nogil:
-    return larger(sweep_size(&w.single), carve(w, NULL).size)
+    """A strip and its sums, or, before these, the filters of whole vectors of channels: with steps as long as they
+    are, strips are smaller."""
+    cdef Py_ssize_t filters = w.single.g.weight_channel * VL * <Py_ssize_t> sizeof(real) if w.strip.whole else 0
+    return larger(larger(sweep_size(&w.single), carve(w, NULL).size), aligned(filters))
 
 
 cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:

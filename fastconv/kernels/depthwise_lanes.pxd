@@ -49,39 +49,34 @@ cdef inline void load_block(const real** rows, Py_ssize_t at, Py_ssize_t count, 
             x[k] = vload_first(rows[k] + at, count)
 
 
-cdef inline void list_places(const Strip* s, const Window* w, int* places) noexcept nogil:
-    """Where in the strip the pixels of the window's rows go, one row after the other. Columns beyond the window go
-    where the next row begins, before it does."""
+cdef inline void list_places(const Strip* s, const Window* w, Py_ssize_t rows, int* places) noexcept nogil:
+    """Where in the strip the pixels of some of the window's rows go, one row after the other. Columns beyond the
+    window go where the next row begins, before it does."""
     cdef int[NARROW] column
     cdef Py_ssize_t r
     cdef int c
     for c in range(NARROW):
         column[c] = <int> (column_at(s, w.before + c) if c < w.columns else s.pitch + column_at(s, w.before))
-    for r in range(w.rows):
+    for r in range(rows):
         for c in range(NARROW):  # those beyond the row's end are written again by the next
             places[c] = <int> (r * s.pitch) + column[c]
         places += s.in_pitch
 
 
-cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** source, const real* out,
-                                  Py_ssize_t fetch, real* to) noexcept nogil:
-    """The input's rows are read as one, VL pixels at a time; the last ones reach back. With each `fetch` lines of the
-    output are fetched, from `out` on."""
+cdef inline void fill_rows(const Strip* s, const int* place, Py_ssize_t total, const real** source, Py_ssize_t start,
+                           const real** out, Py_ssize_t fetch, real* to) noexcept nogil:
+    """`total` pixels from `start` on, VL at a time, on through the ends of rows; the last ones reach back."""
     cdef vec[VL] x
-    cdef int[NARROW * NARROW + NARROW] place
-    cdef Py_ssize_t at = 0, first, _j, total = (w.rows - 1) * s.in_pitch + w.columns
+    cdef Py_ssize_t at = 0, first, _j
     cdef int j
-    if w.rows == 0 or w.columns == 0:
-        return
-    list_places(s, w, place)
     while at < total:
         first = larger(smaller(at, total - VL), 0)
-        load_block(source, first, smaller(VL, total), x)
+        load_block(source, start + first, smaller(VL, total), x)
         for j in range(VL):  # the same pixels of the next channels
-            prefetch_far(source[j] + at + s.ahead)
+            prefetch_far(source[j] + start + at + s.ahead)
         for _j in range(fetch):
-            prefetch_write(out)
-            out += LINE
+            prefetch_write(out[0])
+            out[0] += LINE
         vtranspose(x)
         if total >= VL:
             for j in range(VL):
@@ -91,6 +86,22 @@ cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** 
                 if j < total:
                     vstore(to + place[j], x[j])
         at += VL
+
+
+cdef inline void fill_from_planes(const Strip* s, const Window* w, const real** source, const real* out,
+                                  Py_ssize_t fetch, real* to) noexcept nogil:
+    """The input's rows, as many at a time as there is a list of places for: only columns are few for certain. With
+    each VL pixels `fetch` lines of the output are fetched, from `out` on."""
+    cdef int[NARROW * NARROW + NARROW] place
+    cdef Py_ssize_t row = 0, rows
+    if w.rows == 0 or w.columns == 0:
+        return
+    list_places(s, w, smaller(w.rows, NARROW), place)
+    while row < w.rows:
+        rows = smaller(w.rows - row, NARROW)
+        fill_rows(s, place, (rows - 1) * s.in_pitch + w.columns, source, row * s.in_pitch, &out, fetch,
+                  to + row * s.pitch)
+        row += rows
 
 
 cdef inline void fill_from_pixels(const Strip* s, const Window* w, const real* source, Py_ssize_t channels,
