@@ -55,7 +55,7 @@ def test_channels_that_share_lanes(channels, stride, direction, tile, dtype):
 TALL_MAPS = [
     depthwise(17, (128, 12), (16, 20), stride=(16, 20), padding=(8, 10)),
     depthwise(17, (112, 13), (8, 2), stride=(8, 2), padding=2),
-    depthwise(17, (62, 15), (31, 6), stride=(31, 6), dilation=(1, 3), padding=(21, 4)),  # steps as long as filters
+    depthwise(17, (62, 15), (31, 6), stride=(31, 6), dilation=(1, 3), padding=(21, 4)),
     depthwise(33, (70, 9), (5, 3), stride=(7, 5), multiplier=2),
     depthwise(16, (300, 7), 3, padding=1),
     depthwise(20, (250, 3), (33, 1), dilation=(5, 1), padding=(80, 0), batch=1),

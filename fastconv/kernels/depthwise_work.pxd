@@ -10,10 +10,10 @@ from fastconv.kernels.simd cimport VL, real
 
 cdef enum:
     WIDEST = 512  # outputs of a line
-    AHEAD = 1024  # elements from what is read to what is fetched
+    AHEAD = 2048  # elements from what is read to what is fetched
     FAR_BYTES = 1 << 20  # outputs of whole vectors of channels from here on are fetched before they are written
-    STAGE_BYTES = 16 << 20  # outputs from here on are written row by row
-    PAST_BYTES = 32 << 20  # those of two phases of rows and of columns, which take turns, are written past the caches
+    STAGE_BYTES = 12 << 20  # outputs from here on are written row by row
+    PAST_BYTES = 24 << 20  # those of two phases of rows and of columns, which take turns, are written past the caches
 
 
 cdef struct Work:
