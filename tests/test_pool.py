@@ -230,6 +230,9 @@ WAYS = {
     "one plane": ((1, 1, 33, 65), 3, 2, 1),
     "gradients of wide rows": ((1, 9, 6, 530), (3, 6), 1, (1, 3)),
     "gradients of many planes": ((3, 9, 35, 21), (5, 4), (2, 1), (2, 1)),
+    "windows apart, of many channels": ((2, 135, 9, 8), (4, 3), (5, 4), (0, 1)),
+    "one window of many channels": ((1, 257, 14, 15), (14, 15), 1, 0),
+    "one window of more taps than are listed": ((1, 130, 33, 32), (33, 32), 1, 0),
     "rows run on": ((1, 200, 8, 8), 3, 1, 1),
     "rows run on, 5x5": ((2, 90, 17, 17), 5, 1, 2),
     "rows run on, planes lower than windows": ((1, 151, 3, 5), (5, 3), 1, (2, 1)),
@@ -273,23 +276,26 @@ def test_quotients_are_those_of_a_division(isa, dtype, rng):
         np.testing.assert_array_equal(got, sums / np.dtype(dtype).type(divisor))
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("at", ["start", "end"])
 @pytest.mark.parametrize("case", WAYS.values(), ids=WAYS)
-def test_nothing_is_read_or_written_beyond_an_array(isa, dtype, cage, case, at):
+def test_nothing_is_read_or_written_beyond_an_array(isa, dtype, cage, case, at, layout):
     shape, kernel, stride, padding = case
     if shape[-1] > 1000:
         return
+    options = {"layout": layout}
     random = np.random.default_rng(0)
-    x = cage.copy(normal(random, shape, dtype), at)
-    y, codes = max_pool2d(x, kernel, stride, padding, return_indices="window")
+    x = normal(random, shape, dtype)
+    x = cage.copy(x if layout == "NCHW" else channels_last(x), at)
+    y, codes = max_pool2d(x, kernel, stride, padding, return_indices="window", **options)
     out, g = (cage.place(y.shape, dtype, at) for _ in range(2))
-    assert max_pool2d(x, kernel, stride, padding, out=out) is out
-    avg_pool2d(x, kernel, stride, padding, out=out)
+    assert max_pool2d(x, kernel, stride, padding, out=out, **options) is out
+    avg_pool2d(x, kernel, stride, padding, out=out, **options)
     g[...] = normal(random, y.shape, dtype)
-    grad = cage.place(shape, dtype, at)
-    avg_pool2d_backward(g, shape, kernel, stride, padding, out=grad)
+    grad = cage.place(x.shape, dtype, at)
+    avg_pool2d_backward(g, x.shape, kernel, stride, padding, out=grad, **options)
     codes = cage.copy(codes, at)
-    max_pool2d_backward(g, x, kernel, stride, padding, indices=codes, out=grad)
+    max_pool2d_backward(g, x, kernel, stride, padding, indices=codes, out=grad, **options)
 
 
 # Maxima

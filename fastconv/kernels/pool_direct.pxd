@@ -13,7 +13,8 @@ from fastconv.kernels.pool cimport (
     whole_to, window_rows,
 )
 from fastconv.kernels.pool_reduce cimport (
-    Block, Finish, Values, combine, finish_of, finished, lines_from, one_line, reduce_count, running_on,
+    ACROSS, Block, Finish, Values, combine, finish_of, finished, lines_from, one_line, reduce_across, reduce_count,
+    running_on,
 )
 from fastconv.kernels.simd cimport (
     VL, real, vec, veven, vload, vload_first, vodd, vset1, vstore, vstore_first, vsums, vtranspose,
@@ -22,7 +23,9 @@ from fastconv.kernels.simd cimport (
 
 cdef enum:
     DIRECT_TAPS = 9    # of overlapping windows: 3x3 with stride 2 saves the strip, 5x5 would repeat more than that
-    PIXEL_TAPS = 64    # room for pointers
+    PIXEL_TAPS = 64    # of windows apart from each other, ...
+    MOST_TAPS = 1024   # ... or of so many channels that MANY_TAPS are reduced by whole stretches of them
+    MANY_TAPS = 10
 
 
 cdef inline bint takes_pairs(const PoolGeometry* g) noexcept nogil:
@@ -34,7 +37,8 @@ cdef inline bint takes_pixels(const PoolGeometry* g) noexcept nogil:
     cdef bint apart = reach(g, 1) < g.stride[1] or g.out_size[1] == 1
     cdef Py_ssize_t taps = window_rows(g) * g.kernel[2]
     apart = apart and (reach(g, 2) < g.stride[2] or g.out_size[2] == 1)
-    return g.inner > VL // 2 and taps <= (PIXEL_TAPS if apart else DIRECT_TAPS) and (apart or g.stride[2] > 1)
+    cdef Py_ssize_t most = MOST_TAPS if g.inner >= ACROSS * VL else PIXEL_TAPS
+    return g.inner > VL // 2 and taps <= (most if apart else DIRECT_TAPS) and (apart or g.stride[2] > 1)
 
 
 cdef inline bint takes_planes(const PoolGeometry* g) noexcept nogil:
@@ -150,7 +154,7 @@ cdef inline Py_ssize_t list_taps(const PoolGeometry* g, const real** rows, Py_ss
 cdef inline void pixel_band(bint maximum, const Values* v, const real** rows, const Band* band) noexcept nogil:
     cdef const PoolGeometry* g = v.geometry
     cdef const real* plane = v.input + band.plane * input_size(g)
-    cdef const real* taps[PIXEL_TAPS]
+    cdef const real* taps[MOST_TAPS]
     cdef Py_ssize_t row, x, lines, count
     cdef Block b = one_line(v.out + band.plane * output_size(g)
                             + (band.depth * g.out_size[1] + band.first) * out_row(g), g.inner)
@@ -166,6 +170,8 @@ cdef inline void pixel_band(bint maximum, const Values* v, const real** rows, co
                 reduce_count(maximum, taps, 9, 1, &b, &f, True)
             elif count == 4:
                 reduce_count(maximum, taps, 4, 1, &b, &f, True)
+            elif count >= MANY_TAPS and g.inner >= ACROSS * VL:
+                reduce_across(maximum, taps, count, &b, &f)
             else:
                 reduce_count(maximum, taps, count, 1, &b, &f, True)
             b.to += g.inner

@@ -16,6 +16,10 @@ from fastconv.kernels.simd cimport (
 )
 
 
+cdef enum:
+    ACROSS = 8  # vectors: as many sums as hide the latency of additions
+
+
 # Those of fastconv.calls_pool.
 cdef enum FinishKind:
     NOTHING = 0
@@ -121,6 +125,25 @@ cdef inline void reduce_count(bint maximum, const real** rows, Py_ssize_t count,
             i += VL
         at += b.source_step
         to += b.to_step
+
+
+cdef inline void reduce_across(bint maximum, const real** rows, Py_ssize_t count, const Block* b,
+                               const Finish* f) noexcept nogil:
+    """One line of ACROSS vectors or more, so many of each row at a time; the last ones reach back. Rows whose distance
+    is a multiple of a page meet in a few lines of the cache: what lies side by side is read there and then."""
+    cdef Py_ssize_t i = 0, t
+    cdef vec[ACROSS] result
+    cdef int j
+    while i < b.width:
+        i = smaller(i, b.width - ACROSS * VL)
+        for j in range(ACROSS):
+            result[j] = vload(rows[0] + i + j * VL)
+        for t in range(1, count):
+            for j in range(ACROSS):
+                result[j] = combine(maximum, result[j], vload(rows[t] + i + j * VL))
+        for j in range(ACROSS):
+            vstore(b.to + i + j * VL, finished(f, 0, i + j * VL, result[j]))
+        i += ACROSS * VL
 
 
 cdef inline void reduce_lines(bint maximum, const real** rows, Py_ssize_t count, Py_ssize_t step, const Block* b,
