@@ -21,12 +21,17 @@ from fastconv.kernels.blocked_work cimport (
     Span, Work, aim_at_taps, band_bytes, bundles_of, cut, join, list_live, packed_bytes, panels_of, rows_met,
     table_bytes, taps_across, thread_bytes, tiles_of,
 )
-from fastconv.kernels.gemm_pack cimport are_finite, smaller
+from fastconv.kernels.gemm_micro cimport LINE, Ahead
+from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, flush_denormals, prefetch_write, real, restore_denormals, vec, vload, vstore, vstore_apart,
+    MR, NR, VL, flush_denormals, prefetch_far, prefetch_write, real, restore_denormals, vec, vload, vstore, vstore_apart,
     vstore_first, vtranspose,
 )
+
+
+cdef enum:
+    AHEAD_BYTES = 8 << 20  # of an input, from here on the caches may not hold what comes next
 
 
 # What the units of a call have in common, and where one of them stands.
@@ -41,6 +46,8 @@ cdef struct Unit:
     real* sums                   # that wait for the next block of the depth, if there is one
     Py_ssize_t channel           # of the block of the depth, its first
     Py_ssize_t channels
+    Ahead* ahead                 # what the unit that comes next reads, ...
+    Py_ssize_t share             # ... and how many lines of it are fetched with a tile
 
 
 # One panel of one pass in a unit.
@@ -98,6 +105,19 @@ cdef inline void store_sums(const Work* w, const real* sums, Py_ssize_t pixels, 
         pixel += VL
 
 
+cdef inline void fetch(Ahead* ahead, Py_ssize_t count) noexcept nogil:
+    """The next so many lines, if any are left."""
+    cdef Py_ssize_t _
+    for _ in range(smaller(count, ahead.total)):
+        prefetch_far(ahead.line)
+        ahead.line += ahead.step
+        ahead.left -= 1
+        if ahead.left == 0:
+            ahead.line += ahead.jump
+            ahead.left = ahead.lines
+    ahead.total -= count
+
+
 # Called by address: inlined, their constants would take registers from the tiles.
 cdef void store_beside(const Work* w, const real* sums, Py_ssize_t pixels, const Panel* p, Py_ssize_t groups,
                        real* to) noexcept nogil:
@@ -134,13 +154,14 @@ cdef void run_panel(const Work* w, const Unit* u, const Panel* p, Store store, S
             out = p.out + (u.row + y) * g.out_axis[1] + x * g.out_axis[2]
             if g.stream and closes:
                 for lane in range(p.lanes):
-                    prefetch_write(out + w.lanes[lane])
+                    prefetch_write(out + w.lanes[lane] + (last - x) * g.out_axis[2])
             aim_at_taps(w, g, p.first_tap, p.across, &met, x, last - 1, s)
             s.band = u.band + y * line + x * w.shared
             s.half = line if pairs else half_width(last - x) * w.shared
             s.sums = sums
             if w.blocks > 1:
                 s.sums = waiting + (y * w.tiles + number) * MR * NR
+            fetch(u.ahead, u.share)
             run_tile(p.vectors, w.shared, last - x if pairs else half_width(last - x), s)
             if not closes:
                 continue
@@ -194,9 +215,35 @@ cdef void run_block(const Work* w, Unit* u) noexcept nogil:
             p.first_tap += p.g.taps
 
 
+cdef void look_ahead(const Work* w, Py_ssize_t number, Unit* u) noexcept nogil:
+    """Aims at the input of unit `number`, if there is one: the rows of the first block of its depth."""
+    cdef const Geometry* g = &w.whole
+    cdef Py_ssize_t first, last, planes, tiles = w.tiles * w.rows * w.panels * w.count * w.blocks
+    cdef Unit next
+    u.share = u.ahead.total = 0
+    if (number >= w.bundles * g.batch * w.bands * w.parts
+            or g.batch * g.in_image * <Py_ssize_t> sizeof(real) < AHEAD_BYTES):
+        return
+    next = unit_at(w, number)
+    first = larger(next.row * g.step[1] + w.band.top, 0)
+    last = smaller(next.row * g.step[1] + w.band.top + w.band.rows, g.in_size[1])
+    if first >= last or w.parts > 1:
+        return
+    planes = next.groups * smaller(w.channels, g.channels)
+    u.ahead.line = (w.input + next.image * g.in_image + next.bundle * w.shared * g.in_group + first * g.in_axis[1])
+    u.ahead.lines = u.ahead.left = ceil_div((last - first) * g.in_axis[1], LINE)
+    u.ahead.step = LINE
+    u.ahead.jump = g.in_channel - u.ahead.lines * LINE
+    u.ahead.total = planes * u.ahead.lines
+    u.share = ceil_div(u.ahead.total, tiles)
+
+
 cdef void run_unit(const Work* w, Py_ssize_t number, char* scratch) noexcept nogil:
     cdef const Geometry* g = &w.whole
     cdef Unit u = unit_at(w, number)
+    cdef Ahead ahead
+    u.ahead = &ahead
+    look_ahead(w, number + 1, &u)
     cdef const real* image = w.input + u.image * g.in_image + u.bundle * w.shared * g.in_group
     u.band = <real*> scratch
     u.sums = <real*> (scratch + band_bytes(w))
