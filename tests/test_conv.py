@@ -1,5 +1,7 @@
 """Convolution and its gradients: one contract for all algorithms, engines and scalar types."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import (
@@ -411,3 +413,26 @@ def test_every_algorithm_has_every_direction():
     assert {(row.algorithm, row.direction) for row in CONV_KERNELS} == {
         (algorithm, direction) for algorithm in ALGORITHMS for direction in DIRECTIONS
     }
+
+
+LARGE = [  # problem, algorithm: inputs or outputs of 8 MiB and more, which are fetched early or written past the caches
+    (case((5, 96, 67, 68), (96, 3, 3, 3), padding=1, groups=32), "blocked"),
+    (case((3, 192, 64, 63), (192, 6, 3, 3), padding=1, stride=2, groups=32), "blocked"),
+    (case((8, 3, 224, 224), (96, 3, 4, 4), stride=4), "gemm"),
+    (case((9, 64, 68, 66), (70, 64, 3, 3), stride=2, padding=1), "gemm"),
+    (case((9, 20, 129, 131), (20, 1, 3, 3), padding=1, groups=20), "depthwise"),
+    (case((8, 60, 122, 124), (60, 1, 3, 3), padding=1, stride=2, groups=60), "depthwise"),
+]
+
+
+@pytest.mark.parametrize(("problem", "algorithm"), LARGE, ids=str)
+def test_large_batches_have_the_bits_of_single_images(problem, algorithm, isa):
+    data = operands(problem)
+    first = replace(problem, input_shape=(1, *problem.input_shape[1:]))
+    alone = replace(data, case=first, input=data.input[-1:], grad_output=data.grad_output[-1:])
+    for direction in ("forward", "input_grad"):
+        want = compute(direction, alone, algorithm)
+        for threads in (1, 3):
+            with fastconv.threads(threads):
+                found = compute(direction, data, algorithm)
+            assert identical(found[-1:], want)

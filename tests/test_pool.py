@@ -251,6 +251,31 @@ def test_every_way(isa, dtype, rng, case, layout, threads):
         check_average(normal(rng, shape, dtype), layout=layout, **options)
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding"),
+    [
+        ((2, 33, 256, 257), 2, 2, 0),
+        ((2, 33, 256, 257), 3, 2, 1),
+        ((1, 35, 350, 350), 3, 1, 1),
+        ((3, 1000, 38, 39), 3, 1, 1),
+        ((8, 640, 29, 29), 3, (2, 1), 0),
+    ],
+)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_inputs_larger_than_what_caches_hold_for_certain(isa, rng, shape, kernel, stride, padding, layout):
+    """They are fetched ahead of time: the same results as image by image and channel by channel."""
+    x = rng.standard_normal(shape, np.float32)
+    part = (slice(None), slice(0, 32))
+    whole, some = (a if layout == "NCHW" else channels_last(a) for a in (x, np.ascontiguousarray(x[part])))
+    for compute in (max_pool2d, avg_pool2d):
+        few = compute(some, kernel, stride, padding, layout=layout)
+        for threads in (1, 3):
+            with fastconv.threads(threads):
+                found = compute(whole, kernel, stride, padding, layout=layout)
+            found = found[part] if layout == "NCHW" else found[..., part[1]]
+            np.testing.assert_allclose(found, few, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("kernel", [2, 3, 9])
 def test_an_infinity_stays_in_its_windows(isa, dtype, kernel):
     x = normal(np.random.default_rng(0), (1, 3, 20, 20), dtype)

@@ -25,8 +25,8 @@ from fastconv.kernels.gemm_micro cimport LINE, Ahead
 from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    MR, NR, VL, flush_denormals, prefetch_far, prefetch_write, real, restore_denormals, vec, vload, vstore, vstore_apart,
-    vstore_first, vtranspose,
+    MR, NR, VL, flush_denormals, prefetch_far, prefetch_write, real, restore_denormals, vec, vload, vstore,
+    vstore_apart, vstore_first, vtranspose,
 )
 
 

@@ -7,14 +7,14 @@
   and those lane by lane.
 """
 
-from fastconv.kernels.gemm_pack cimport ceil_div, smaller
+from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.pool cimport (
     Band, PoolGeometry, first_tap, in_row, input_size, last_tap, list_rows, out_row, output_size, reach, whole_from,
     whole_to, window_rows,
 )
 from fastconv.kernels.pool_reduce cimport (
-    ACROSS, Block, Finish, Values, combine, finish_of, finished, lines_from, one_line, reduce_across, reduce_count,
-    running_on,
+    ACROSS, AHEAD, Block, Finish, Values, combine, fetch, finish_of, finished, lines_from, looks_ahead, one_line,
+    reduce_across, reduce_count, running_on,
 )
 from fastconv.kernels.simd cimport (
     VL, real, vec, veven, vload, vload_first, vodd, vset1, vstore, vstore_first, vsums, vtranspose,
@@ -61,10 +61,12 @@ cdef inline vec pair(bint maximum, bint exact, const real** rows, Py_ssize_t cou
     return result
 
 
-cdef inline void pair_lines(bint maximum, bint exact, const real** rows, Py_ssize_t count, Py_ssize_t columns,
-                            const Block* b, const Finish* f) noexcept nogil:
+cdef inline void pair_lines(bint maximum, bint exact, bint ahead, const real** rows, Py_ssize_t count,
+                            Py_ssize_t columns, const Block* b, const Finish* f) noexcept nogil:
     """to[i] = rows reduced at 2 * i, and at 2 * i + 1 where there are two columns."""
     cdef Py_ssize_t line, i, t, at = 0, left
+    # Elements of the input from an output to the next, where rows follow each other; as many are fetched.
+    cdef Py_ssize_t apart = ceil_div(b.source_step, larger(b.width, 1)), fetched = apart * VL if ahead else 0
     cdef const real* few[4]
     cdef vec low, high, result
     cdef real* to = b.to
@@ -75,6 +77,7 @@ cdef inline void pair_lines(bint maximum, bint exact, const real** rows, Py_ssiz
     for line in range(b.lines):
         i = 0
         while i < b.width:
+            fetch(rows[0] + at + i * apart + AHEAD, fetched)
             left = 2 * (b.width - i) + columns - 2
             low = high = pair(maximum, exact, rows, count, at + 2 * i, left)
             if left > VL:
@@ -101,13 +104,13 @@ cdef inline void pair_block(bint maximum, const Values* v, const real** rows, Py
     rest = lines_from(b, loose)
     b.lines = loose
     if count == 2:
-        pair_lines(maximum, False, rows, 2, columns, b, f)
+        pair_lines(maximum, False, looks_ahead(v), rows, 2, columns, b, f)
     else:
-        pair_lines(maximum, False, rows, count, columns, b, f)
+        pair_lines(maximum, False, looks_ahead(v), rows, count, columns, b, f)
     for t in range(count):
         rows[t] += loose * b.source_step
     f.rows += loose * f.row_step
-    pair_lines(maximum, True, rows, count, columns, &rest, f)
+    pair_lines(maximum, True, False, rows, count, columns, &rest, f)
 
 
 cdef inline void pair_band(bint maximum, const Values* v, const real** rows, const Band* band) noexcept nogil:
@@ -155,7 +158,8 @@ cdef inline void pixel_band(bint maximum, const Values* v, const real** rows, co
     cdef const PoolGeometry* g = v.geometry
     cdef const real* plane = v.input + band.plane * input_size(g)
     cdef const real* taps[MOST_TAPS]
-    cdef Py_ssize_t row, x, lines, count
+    cdef Py_ssize_t row, x, r, lines, count, step = g.stride[2] * g.inner
+    cdef bint ahead = looks_ahead(v)
     cdef Block b = one_line(v.out + band.plane * output_size(g)
                             + (band.depth * g.out_size[1] + band.first) * out_row(g), g.inner)
     cdef Finish f
@@ -164,6 +168,9 @@ cdef inline void pixel_band(bint maximum, const Values* v, const real** rows, co
         f = finish_of(v, band.depth, row)
         for x in range(g.out_size[2]):
             count = list_taps(g, rows, lines, x, taps)
+            if ahead:  # as many rows further down
+                for r in range(smaller(lines, g.stride[1])):
+                    fetch(rows[r] + g.stride[1] * in_row(g) + x * step, step)
             if count == 0:
                 zero_row(b.to, g.inner)
             elif count == 9:

@@ -13,7 +13,7 @@ from fastconv.kernels.gemm_pack cimport larger, smaller
 from fastconv.kernels.pool cimport (
     PoolGeometry, carve, first_tap, flat, in_row, input_size, last_tap, reach, whole_from, whole_to,
 )
-from fastconv.kernels.pool_reduce cimport Values, combine, finished
+from fastconv.kernels.pool_reduce cimport AHEAD, Values, combine, fetch, finished, looks_ahead
 from fastconv.kernels.pool_strip cimport SPAN_TAPS, STRIP_BYTES
 from fastconv.kernels.simd cimport (
     VL, iequal, iload, iset1, lane, real, vec, vload, vload_first, vmask, vselect, vset1, vstore, vstore_first,
@@ -73,7 +73,7 @@ cdef inline void prepare_flat(const Values* v, Flat* f) noexcept nogil:
 
 
 cdef inline void reduce_rows(bint maximum, bint exact, const real* source, Py_ssize_t count, Py_ssize_t apart,
-                             real* to, Py_ssize_t size) noexcept nogil:
+                             Py_ssize_t fetched, real* to, Py_ssize_t size) noexcept nogil:
     """to[i] = combine over t < count of source[t * apart + i], in whole vectors; none are read in part if `exact`."""
     cdef Py_ssize_t i = 0, _t, left
     cdef const real* row
@@ -81,6 +81,7 @@ cdef inline void reduce_rows(bint maximum, bint exact, const real* source, Py_ss
     while i < size:
         left = smaller(size - i, VL)
         row = source + i
+        fetch(row + AHEAD, fetched)
         total = vload_first(row, left) if exact else vload(row)
         for _t in range(1, count):
             row += apart
@@ -102,21 +103,21 @@ cdef inline void list_runs(const PoolGeometry* g, Flat* f) noexcept nogil:
         row += rows
 
 
-cdef inline void reduce_plane(bint maximum, bint exact, const Flat* f, Py_ssize_t width, const real* plane,
-                              real* to) noexcept nogil:
+cdef inline void reduce_plane(bint maximum, bint exact, const Flat* f, Py_ssize_t width, Py_ssize_t fetched,
+                              const real* plane, real* to) noexcept nogil:
     """From the first run on: what one writes beyond its end is overwritten by the next."""
     cdef Py_ssize_t i
     cdef const Run* run
     for i in range(f.run_count):
         run = f.runs + i
         if run.taps == 2:
-            reduce_rows(maximum, exact, plane + run.source, 2, width, to, run.size)
+            reduce_rows(maximum, exact, plane + run.source, 2, width, fetched, to, run.size)
         elif run.taps == 3:
-            reduce_rows(maximum, exact, plane + run.source, 3, width, to, run.size)
+            reduce_rows(maximum, exact, plane + run.source, 3, width, fetched, to, run.size)
         elif run.taps == 5:
-            reduce_rows(maximum, exact, plane + run.source, 5, width, to, run.size)
+            reduce_rows(maximum, exact, plane + run.source, 5, width, fetched, to, run.size)
         else:
-            reduce_rows(maximum, exact, plane + run.source, run.taps, width, to, run.size)
+            reduce_rows(maximum, exact, plane + run.source, run.taps, width, fetched, to, run.size)
         to += run.size
 
 
@@ -150,11 +151,12 @@ cdef inline void pool_flat(bint maximum, const Values* v, const Flat* f, Py_ssiz
     cdef Py_ssize_t size = input_size(g), p
     cdef const real* plane = v.input + first * size
     cdef real* to = v.out + first * size
+    cdef Py_ssize_t fetched = VL if looks_ahead(v) else 0
     for p in range(planes):
         if v.end - (plane + p * size) < size + VL:
-            reduce_plane(maximum, True, f, in_row(g), plane + p * size, f.sums + p * size)
+            reduce_plane(maximum, True, f, in_row(g), fetched, plane + p * size, f.sums + p * size)
         else:
-            reduce_plane(maximum, False, f, in_row(g), plane + p * size, f.sums + p * size)
+            reduce_plane(maximum, False, f, in_row(g), fetched, plane + p * size, f.sums + p * size)
     if g.kernel[2] == 3:
         reduce_columns(maximum, 3, v, f, planes * size, to)
     elif g.kernel[2] == 5:

@@ -12,12 +12,16 @@ taps, so that a window of k taps takes about log2(k) steps.
 from fastconv.kernels.gemm_pack cimport smaller
 from fastconv.kernels.pool cimport PoolGeometry
 from fastconv.kernels.simd cimport (
-    VL, real, vadd, vdiv, vec, veven, vload, vload_first, vmax, vmul, vquotient, vset1, vstore, vstore_first,
+    VL, prefetch_far, real, vadd, vdiv, vec, veven, vload, vload_first, vmax, vmul, vquotient, vset1, vstore,
+    vstore_first,
 )
 
 
 cdef enum:
     ACROSS = 8  # vectors: as many sums as hide the latency of additions
+    AHEAD = 2048  # elements from what is read to what is fetched, in rows that follow each other
+    AHEAD_BYTES = 16 << 20  # of an input, from here on: others the caches may hold
+    LINE = 64 // sizeof(real)
 
 
 # Those of fastconv.calls_pool.
@@ -57,6 +61,20 @@ cdef struct Block:
     Py_ssize_t width
     Py_ssize_t gap         # elements after each line that become `padding`
     real padding
+    Py_ssize_t fetched     # elements that are fetched for each line, ...
+    Py_ssize_t ahead       # ... so far from the line of the first row
+
+
+cdef inline bint looks_ahead(const Values* v) noexcept nogil:
+    return (v.end - v.input) * <Py_ssize_t> sizeof(real) >= AHEAD_BYTES
+
+
+cdef inline void fetch(const real* p, Py_ssize_t elements) noexcept nogil:
+    """Into the second level."""
+    cdef Py_ssize_t i = 0
+    while i < elements:
+        prefetch_far(p + i)
+        i += LINE
 
 
 cdef inline vec combine(bint maximum, vec a, vec b) noexcept nogil:
@@ -107,6 +125,7 @@ cdef inline void reduce_count(bint maximum, const real** rows, Py_ssize_t count,
             few[t] = rows[t]
         rows = few
     for line in range(b.lines):
+        fetch(rows[0] + at + b.ahead, b.fetched)
         i = 0
         while i < b.width:
             left = b.width - i
@@ -185,7 +204,7 @@ cdef inline Finish unfinished() noexcept nogil:
 cdef inline Block one_line(real* to, Py_ssize_t width) noexcept nogil:
     cdef Block b
     b.lines = 1
-    b.source_step = b.to_step = b.gap = 0
+    b.source_step = b.to_step = b.gap = b.fetched = b.ahead = 0
     b.to = to
     b.width = width
     return b

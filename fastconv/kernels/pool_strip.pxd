@@ -12,8 +12,8 @@ from fastconv.kernels.pool cimport (
     reach, shared_pitch, whole_from, whole_to, window_rows,
 )
 from fastconv.kernels.pool_reduce cimport (
-    QUOTIENTS, Block, Finish, Values, double_span, finish_of, levels_of, lines_from, list_spans, one_line,
-    reduce_count, reduce_exactly, reduce_lines, running_on, unfinished,
+    AHEAD, QUOTIENTS, Block, Finish, Values, double_span, finish_of, levels_of, lines_from, list_spans, looks_ahead,
+    one_line, reduce_count, reduce_exactly, reduce_lines, running_on, unfinished,
 )
 from fastconv.kernels.simd cimport VL, real, vset1, vstore
 
@@ -214,6 +214,8 @@ cdef inline void fill_lines(bint maximum, const Values* v, const Strip* s, const
     b.to_step = s.pitch
     b.gap = s.pitch - b.width
     b.padding = v.padding
+    b.fetched = g.stride[1] * in_row(g) if looks_ahead(v) else 0
+    b.ahead = planes * input_size(g) if planes > 1 else AHEAD
     while row < last:
         count = rows_under(maximum, g, s, plane, bottom, band.depth, row)
         b.to = s.lines + s.left + (row - first) * planes * s.pitch
@@ -237,6 +239,7 @@ cdef inline void pool_strip(bint maximum, const Values* v, const Strip* s, const
     cdef const real* end = out + last * out_row(g)
     cdef Block b
     cdef Finish f
+    b.fetched = b.ahead = 0
     fill_lines(maximum, v, s, band, planes, bottom, first, last)
     widen(maximum, g, s, planes * (last - first))
     while row < last:
