@@ -415,7 +415,8 @@ def test_every_algorithm_has_every_direction():
     }
 
 
-LARGE = [  # problem, algorithm: inputs or outputs of 8 MiB and more, which are fetched early or written past the caches
+# Inputs or outputs of 8 MiB and more: what is read is fetched early, what is written may go past the caches.
+LARGE = [
     (case((5, 96, 67, 68), (96, 3, 3, 3), padding=1, groups=32), "blocked"),
     (case((3, 192, 64, 63), (192, 6, 3, 3), padding=1, stride=2, groups=32), "blocked"),
     (case((8, 3, 224, 224), (96, 3, 4, 4), stride=4), "gemm"),
