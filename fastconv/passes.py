@@ -33,7 +33,7 @@ GEOMETRY = np.dtype(
     + [(name, np.intp, 3) for name in ("patch", "grid", "before", "image_size")]
     + [
         (name, np.intp)
-        for name in ("relu", "stream", "bands", "skips", "depth_block", "row_block", "pixel_block")
+        for name in ("relu", "stream", "bands", "skips", "fetches", "depth_block", "row_block", "pixel_block")
     ]
 )
 # Where the micro-kernel reads the weights: the enum Source of kernels/gemm_task.pxd.
@@ -62,19 +62,32 @@ MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared 
 SHORT_DEPTH = 32  # up to here the writing of large outputs decides: then ...
 WRITTEN_ROWS = 32  # ... as many rows at a time as there are streams that a prefetcher follows
 BAND_BYTES = 1 << 20  # the largest band of a thread
+FETCH_SHARE = (
+    4  # inputs of an L3's fourth part are not in it when they are read: outputs and others want room, too
+)
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
+
+
+def _cache_bytes(level: int, otherwise: int) -> int:
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        try:
+            if (index / "level").read_text().strip() == str(level):
+                return int((index / "size").read_text().strip().removesuffix("K")) * 1024
+        except (OSError, ValueError):
+            continue
+    return otherwise
 
 
 @functools.cache
 def l2_bytes() -> int:
     """The second-level cache of one core; 512 KiB where the system does not say."""
-    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
-        try:
-            if (index / "level").read_text().strip() == "2":
-                return int((index / "size").read_text().strip().removesuffix("K")) * 1024
-        except (OSError, ValueError):
-            continue
-    return 512 << 10
+    return _cache_bytes(2, 512 << 10)
+
+
+@functools.cache
+def l3_bytes() -> int:
+    """The third-level cache that cores share; 32 MiB where the system does not say."""
+    return _cache_bytes(3, 32 << 20)
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,8 @@ def make_pass(fields: dict[str, Any], table: np.ndarray[Any, Any], dtype: np.dty
     geometry["bands"] = _takes_bands(geometry, table, dtype)
     geometry["stream"] = _streams(geometry, dtype)
     _write_in_streams(geometry, dtype)
+    read = int(geometry["batch"]) * int(geometry["in_image"]) * dtype.itemsize
+    geometry["fetches"] = FETCH_SHARE * read >= l3_bytes()
     geometry["skips"] = geometry["bands"] != NO_BANDS and _share_in_padding(geometry, table) >= PADDING_SHARE
     return Pass(geometry, table, _weight_source(geometry, table, dtype.itemsize))
 

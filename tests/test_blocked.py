@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastconv
-from fastconv import blocked, calls, engine, plan
+from fastconv import blocked, calls, engine, passes, plan
 from fastconv.problem import conv_problem
 from fastconv.testing import gradcheck
 
@@ -141,6 +141,25 @@ def test_special_values(problem, value, isa, dtype):
 
 
 # When it is chosen
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+    """Every input is fetched ahead of time."""
+    monkeypatch.setattr(passes, "l3_bytes", lambda: 0)
+    plan.plan_conv.cache_clear()
+    yield
+    plan.plan_conv.cache_clear()
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+def test_inputs_that_are_fetched(problem, direction, isa, dtype, no_cache):
+    planned = plan.plan_conv(problem.problem, direction, dtype, "blocked")
+    assert all(step.geometry["fetches"] for step in planned.passes)
+    for threads in (1, 3):
+        with fastconv.threads(threads):
+            check(direction, operands(problem, dtype), "blocked")
 
 
 def chosen(shape, filters, kernel, **options):

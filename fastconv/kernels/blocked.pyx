@@ -30,10 +30,6 @@ from fastconv.kernels.simd cimport (
 )
 
 
-cdef enum:
-    AHEAD_BYTES = 8 << 20  # of an input, from here on the caches may not hold what comes next
-
-
 # What the units of a call have in common, and where one of them stands.
 cdef struct Unit:
     Py_ssize_t bundle
@@ -152,7 +148,7 @@ cdef void run_panel(const Work* w, const Unit* u, const Panel* p, Store store, S
             x = number * g.out_size[2] // p.tiles
             last = (number + 1) * g.out_size[2] // p.tiles
             out = p.out + (u.row + y) * g.out_axis[1] + x * g.out_axis[2]
-            if g.stream and closes:
+            if g.stream and closes:  # what the tile to the right writes
                 for lane in range(p.lanes):
                     prefetch_write(out + w.lanes[lane] + (last - x) * g.out_axis[2])
             aim_at_taps(w, g, p.first_tap, p.across, &met, x, last - 1, s)
@@ -221,8 +217,7 @@ cdef void look_ahead(const Work* w, Py_ssize_t number, Unit* u) noexcept nogil:
     cdef Py_ssize_t first, last, planes, tiles = w.tiles * w.rows * w.panels * w.count * w.blocks
     cdef Unit next
     u.share = u.ahead.total = 0
-    if (number >= w.bundles * g.batch * w.bands * w.parts
-            or g.batch * g.in_image * <Py_ssize_t> sizeof(real) < AHEAD_BYTES):
+    if number >= w.bundles * g.batch * w.bands * w.parts or not g.fetches:
         return
     next = unit_at(w, number)
     first = larger(next.row * g.step[1] + w.band.top, 0)

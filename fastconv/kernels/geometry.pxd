@@ -39,6 +39,7 @@ cdef struct Geometry:
     Py_ssize_t stream            # 1: the output is too large for the caches; 2: and rows begin at vectors' boundaries
     Py_ssize_t bands             # 1: tiles are whole rows, read from bands (gemm_band.pxd); 2: by half vectors
     Py_ssize_t skips             # 1: where bands are read, taps in the padding are left out
+    Py_ssize_t fetches           # 1: the caches do not hold the input: what comes next is fetched (blocked.pyx)
     Py_ssize_t depth_block       # KC, in whole channels: channels per block of the reduction
     Py_ssize_t row_block         # MC
     Py_ssize_t pixel_block       # NC, in pixels
