@@ -15,6 +15,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.depthwise_lanes cimport fill_lanes, spread, weave_lanes
+from fastconv.kernels.depthwise_plane cimport MOST_FILTERS, NEAR, Walk, walk_rows
 from fastconv.kernels.depthwise_pixels cimport Sweep, carve_sweep, sweep, sweep_size
 from fastconv.kernels.depthwise_store cimport copy_out, weave_vectors
 from fastconv.kernels.depthwise_strip cimport (
@@ -26,7 +27,7 @@ from fastconv.kernels.depthwise_work cimport Work, list_grids, shape_work, table
 from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence, vload, vset1, vstore, vzero,
+    SHIFTS, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence, vload, vset1, vstore, vzero,
 )
 
 # What a unit computes.
@@ -383,11 +384,74 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
     stream_fence()
 
 
+cdef bint lies_in_order(const Work* w) noexcept nogil:
+    cdef Py_ssize_t i, j, size = w.single.rows.count
+    for i in range(size):
+        for j in range(size):
+            if w.planes and w.weight_from[j * size + i] != i * size + j:
+                return False
+    return True
+
+
+cdef void run_planes(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memory) noexcept nogil:
+    cdef const Geometry* g = w.single.g
+    cdef Py_ssize_t lanes = ceil_div(g.groups, w.pair), row = first % w.plane_units * w.plane_rows
+    cdef Py_ssize_t lane = first // w.plane_units % lanes, image = first // w.plane_units // lanes
+    cdef Py_ssize_t size = w.single.rows.count, group, rows, m, i, j, k, _unit
+    cdef const real* weight
+    cdef real* flipped = <real*> memory
+    cdef real* stage = flipped + MOST_FILTERS
+    cdef real* out
+    cdef bint pair
+    cdef Walk walk
+    walk.apart = g.in_group
+    walk.pitch = g.in_axis[1]
+    walk.lines = g.in_size[1]
+    walk.above = -w.single.rows.first
+    walk.relu = g.relu
+    walk.out_apart = g.out_group
+    walk.ahead = larger(w.plane_rows * g.step[1] * g.in_axis[1] * w.pair, NEAR)
+    for _unit in range(first, last):
+        group = lane * w.pair
+        pair = w.pair == 2 and group + 1 < g.groups
+        for m in range(g.rows):
+            weight = w.weight + group * g.weight_group + m * g.weight_row
+            walk.weight = weight
+            walk.weight_apart = g.weight_group
+            if not w.in_order:
+                for k in range(1 + pair):
+                    for i in range(size):
+                        for j in range(size):
+                            flipped[(k * size + i) * size + j] = weight[k * g.weight_group + w.weight_from[j * size + i]]
+                walk.weight = flipped
+                walk.weight_apart = g.taps
+            if w.bias != NULL:
+                walk.bias[0] = w.bias[group * g.rows + m]
+                walk.bias[1] = w.bias[(group + pair) * g.rows + m]
+            else:
+                walk.bias[0] = walk.bias[1] = 0
+            out = (w.out + image * g.out_image + group * g.out_group + m * g.out_row + g.out_offset
+                   + row * g.out_axis[1])
+            rows = smaller(w.plane_rows, g.out_size[1] - row)
+            walk_rows(&w.single, pair, w.input + image * g.in_image + group * g.in_group,
+                      stage if w.plane_staged else out, row, row + rows, &walk)
+            if w.plane_staged:
+                copy_out(stage, rows * g.out_axis[1], g.stream, out)
+        row += w.plane_rows
+        if row >= g.out_size[1]:
+            row = 0
+            if wraps(&lane, lanes):
+                image += 1
+    stream_fence()
+
+
 cdef void run_part(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memory) noexcept nogil:
     cdef Sweep at
     if w.in_place:
         at = carve_sweep(run_tile, w, memory)
         sweep(&at, first, last)
+    elif SHIFTS and w.planes:
+        run_planes(w, first, last, memory)
     else:
         run_units(w, first, last, memory)
 
@@ -396,7 +460,8 @@ cdef Py_ssize_t thread_size(const Work* w) noexcept nogil:
     """A strip and its sums, or, before these, the filters of whole vectors of channels: with steps as long as they
     are, strips are smaller."""
     cdef Py_ssize_t filters = w.single.g.weight_channel * VL * <Py_ssize_t> sizeof(real) if w.strip.whole else 0
-    return larger(larger(sweep_size(&w.single), carve(w, NULL).size), aligned(filters))
+    cdef Py_ssize_t planes = (MOST_FILTERS + w.plane_rows * w.single.g.out_size[2]) * <Py_ssize_t> sizeof(real)
+    return larger(larger(sweep_size(&w.single), carve(w, NULL).size), larger(aligned(filters), aligned(planes)))
 
 
 cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
@@ -408,6 +473,9 @@ cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:
     cdef Py_ssize_t lanes = w.lanes if w.strip.whole else 0, lane
     if w.in_place:
         units = w.single.g.batch * w.single.g.out_size[1]
+    if w.planes:
+        lanes = 0
+        units = w.single.g.batch * ceil_div(w.single.g.groups, w.pair) * w.plane_units
     parts = smaller(threads, units)
     if threads == 1 or units == 1:
         mode = flush_denormals()
@@ -457,11 +525,13 @@ def conv(cnp.ndarray geometries, cnp.ndarray taps, Py_ssize_t row_phases, Py_ssi
     with nogil:
         shape_work(&w, g, tap)
         w.in_place = w.in_place and are_finite(w.weight, g.groups * w.weights)
+        w.planes = w.planes and are_finite(w.weight, g.groups * g.rows * w.weights)
         w.streams = w.streams and g.out_axis[1] // 2 % VL == 0 and is_vec_aligned(w.out)
         w.woven = w.woven and not w.streams
         w.grids = <Grid*> memory
         w.weight_from = <Py_ssize_t*> (w.grids + row_phases * column_phases)
         list_grids(&w, g, tap)
+        w.in_order = lies_in_order(&w)
         memory += tables_size(&w, g, tap)
         w.spread = <real*> (memory - aligned(w.spread_size * <Py_ssize_t> sizeof(real)))
         run_all(&w, memory, threads)

@@ -1,6 +1,7 @@
 """How depthwise passes are cut: the strip that serves them all, and the tables that every thread reads."""
 
 from fastconv.kernels.depthwise_lanes cimport takes_whole, widest_block
+from fastconv.kernels.depthwise_plane cimport PLANE_BYTES, WIDE, takes_planes
 from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, met_by, rows_of_strip, shape_lines, share
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
 from fastconv.kernels.depthwise_tile cimport TALL, most_rows
@@ -24,6 +25,12 @@ cdef struct Work:
     Py_ssize_t weights           # taps of all grids, times channels
     Py_ssize_t* weight_from
     bint pixels                  # channels lie last, in the input and in the output
+    bint planes                  # are read where they lie (depthwise_plane.pxd)
+    Py_ssize_t plane_rows        # of outputs, of a unit then
+    Py_ssize_t plane_units       # of a plane
+    Py_ssize_t pair              # channels of a unit
+    bint plane_staged            # a unit's outputs go through the cache to an output beyond it
+    bint in_order                # filters lie row by row of taps
     bint in_place                # and are read there (depthwise_pixels.pxd)
     Grid single                  # that pass, then
     real* spread                 # weights of whole vectors of channels: [lane][row of the group][weights]
@@ -114,6 +121,15 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     w.fetch = 0
     if s.whole and not w.pixels and written >= FAR_BYTES:
         w.fetch = VL * ceil_div(g[0].out_group, g[0].in_group)
+    w.plane_rows = 0
+    w.plane_staged = False
+    w.planes = passes == 1 and takes_planes(g, &grid)
+    if w.planes:
+        w.plane_rows = larger(PLANE_BYTES // <Py_ssize_t> sizeof(real) // g[0].in_axis[1] // g[0].step[1], 4 * grid.rows.count)
+        w.plane_units = ceil_div(rows, w.plane_rows)
+        w.plane_rows = ceil_div(rows, w.plane_units)
+        w.pair = 2 if columns <= VL and g[0].groups > 1 else 1
+        w.plane_staged = columns > WIDE * VL and g[0].out_axis[1] == columns and written >= STAGE_BYTES
     s.same_rows = w.strips == 1
     s.same_columns = w.blocks == 1
 

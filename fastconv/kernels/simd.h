@@ -268,6 +268,22 @@ static inline vec vload_between(const real *p, ptrdiff_t first, ptrdiff_t last) 
 #endif
 }
 
+/* Which lanes are there, found once for many loads: those of vload_between. */
+#if defined(__AVX512F__)
+typedef __mmask16 vspan;
+static inline vspan vspan_of(ptrdiff_t first, ptrdiff_t last) {
+    return (vspan)(((1u << last) - 1) & ~((1u << first) - 1));
+}
+static inline vec vload_span(const real *p, vspan span) {
+    if (FC_IS_FLOAT) return (vec)_mm512_maskz_loadu_ps(span, p);
+    return (vec)_mm512_maskz_loadu_pd((__mmask8)span, p);
+}
+#else
+typedef struct { ptrdiff_t first, last; } vspan;
+static inline vspan vspan_of(ptrdiff_t first, ptrdiff_t last) { return (vspan){first, last}; }
+static inline vec vload_span(const real *p, vspan span) { return vload_between(p, span.first, span.last); }
+#endif
+
 /* Lane j of the result: element index[j] of a (0 .. VL-1) followed by b (VL .. 2VL-1). */
 #if FC_VECTOR_BYTES == 64
 #define FC_LANES_4(f) {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), \
@@ -343,6 +359,27 @@ static inline vec vshift(vec a, vec b, vindex by) {
     return vload(both + by);
 }
 #endif
+
+/* The same by a constant, 0 <= n < 7. */
+static inline __attribute__((always_inline)) vec vslide(vec a, vec b, const int n) {
+#if defined(__AVX512F__)
+#define FC_SLIDE(n)                                                                                     \
+    case n:                                                                                             \
+        return FC_IS_FLOAT ? (vec)_mm512_alignr_epi32((__m512i)b, (__m512i)a, n)                        \
+                           : (vec)_mm512_alignr_epi64((__m512i)b, (__m512i)a, n);
+    switch (n) {
+        FC_SLIDE(1)
+        FC_SLIDE(2)
+        FC_SLIDE(3)
+        FC_SLIDE(4)
+        FC_SLIDE(5)
+        FC_SLIDE(6)
+    }
+    return a;
+#else
+    return n == 0 ? a : vshift(a, b, vshift_by(n));
+#endif
+}
 
 /* Transposes the VL x VL matrix in rows[0 .. VL-1]: for each power of two g, the off-diagonal
  * g x g blocks of every 2g x 2g block change places. */

@@ -15,6 +15,10 @@ cdef extern from "simd.h" nogil:
     vec vload(const real* p) noexcept
     vec vload_first(const real* p, Py_ssize_t count) noexcept
     vec vload_between(const real* p, Py_ssize_t first, Py_ssize_t last) noexcept
+    ctypedef struct vspan:
+        pass
+    vspan vspan_of(Py_ssize_t first, Py_ssize_t last) noexcept
+    vec vload_span(const real* p, vspan span) noexcept
     vec vload_halves(const real* low, const real* high) noexcept
     void vstore(real* p, vec v) noexcept
     void vstore_halves(real* low, Py_ssize_t low_count, real* high, Py_ssize_t high_count, vec v) noexcept
@@ -52,6 +56,7 @@ cdef extern from "simd.h" nogil:
 
     vindex vshift_by(Py_ssize_t n) noexcept
     vec vshift(vec a, vec b, vindex by) noexcept
+    vec vslide(vec a, vec b, int n) noexcept
 
     ctypedef int lane  # as wide as real
     ctypedef struct ivec:
