@@ -74,6 +74,99 @@ def test_maps_that_are_narrow_and_tall(problem, direction, isa, dtype, junk_scra
 
 @every_direction
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_planes_around_the_vector(kernel, stride, direction, tile, dtype, junk_scratch):
+    """Square kernels: one or two vectors of outputs, their last lanes, the loads that shifts reach into, and an odd
+    channel where two share a block."""
+    _, _, lanes = tile
+    for width in around(lanes // 2, lanes, 2 * lanes, 3 * lanes):
+        problem = depthwise(3, (9, width * stride), kernel, batch=1, stride=stride, padding=kernel // 2)
+        check(direction, operands(problem, dtype), "depthwise")
+    assert junk_scratch.intact()
+
+
+PLANES = [
+    depthwise(3, (20, 37), 3),
+    depthwise(4, (20, 37), 5, stride=2, padding=((0, 1), (0, 1))),
+    depthwise(3, (21, 38), 3, stride=2, padding="same"),
+    depthwise(3, (8, 25), 7, padding=((6, 0), (9, 2))),
+    depthwise(3, (5, 26), 5, padding=(7, 6)),  # rows and columns that meet no pixel
+    depthwise(2, (33, 20), 7, stride=2, padding=(3, 17)),
+    depthwise(3, (2, 40), 5, padding=2),
+    depthwise(5, (1, 16), 3, stride=2, padding=1),
+    depthwise(5, (14, 14), 5, multiplier=3, padding=2),
+    depthwise(3, (18, 45), 3, multiplier=2, stride=2, padding=1),
+    depthwise(2, (300, 40), 3, padding=1, batch=1),  # units of rows
+    depthwise(2, (201, 90), 5, stride=2, padding=2, batch=1),
+    depthwise(1, (64, 530), 7, padding=3),
+]
+
+
+@every_direction
+@pytest.mark.parametrize("problem", PLANES, ids=str)
+def test_planes_in_place(problem, direction, isa, dtype, junk_scratch, monkeypatch):
+    monkeypatch.setattr(plan, "ELEMENTS_PER_THREAD", 1)
+    data, results = operands(problem, dtype), []
+    for threads in (1, 2, 5):
+        with fastconv.threads(threads):
+            check(direction, data, "depthwise")
+            results.append(compute(direction, data, "depthwise"))
+    assert identical(results[0], results[1])
+    assert identical(results[0], results[2])
+    assert junk_scratch.intact()
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [14, 23, 40])
+def test_nothing_beyond_planes_is_touched(width, stride, kernel, at, isa, dtype, cage):
+    shape, rng = (1, 3, 9, width), np.random.default_rng(0)
+    window = {"padding": kernel // 2, "groups": 3, "stride": stride}
+    result = fastconv.plan_conv2d(shape, (3, 1, kernel, kernel), **window).output_shape
+    sizes = (shape, (3, 1, kernel, kernel), result)
+    x, w, g = (cage.copy(rng.uniform(-1, 1, size).astype(dtype), at) for size in sizes)
+    named = window | {"algorithm": "depthwise"}
+    y = fastconv.conv2d(x, w, out=cage.place(result, dtype, at), **named)
+    dx = fastconv.conv2d_input_grad(shape, w, g, out=cage.place(shape, dtype, at), **named)
+    dw = fastconv.conv2d_weight_grad(x, w.shape, g, out=cage.place(w.shape, dtype, at), **named)
+    assert np.isfinite(y).all()
+    assert np.isfinite(dx).all()
+    assert np.isfinite(dw).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("size", [(9, 40), (7, 7)])
+@pytest.mark.parametrize("multiplier", [1, 2])
+def test_zeros_beside_planes_are_multiplied(multiplier, size, value, isa, dtype):
+    data = operands(depthwise(19, size, 5, multiplier, padding=2), dtype)
+    data.weight[-1, 0, 0, 2] = value  # meets zeros alone above the first rows
+    y = fastconv.conv2d(data.input, data.weight, padding=2, groups=19, algorithm="depthwise")
+    np.testing.assert_array_equal(np.isfinite(y[:, -1, :2]), False)
+    np.testing.assert_array_equal(np.isfinite(y[:, :-1]), True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_one_special_pixel_of_a_plane(kernel, value, isa, dtype):
+    """Spoils what it meets, forward and in weight gradients, and nothing else."""
+    data = operands(depthwise(2, (12, 41), kernel, batch=1, padding=kernel // 2), dtype)
+    data.input[0, 0, 5, 16] = value
+    y = compute("forward", data, "depthwise")
+    spoiled = np.zeros(y.shape, bool)
+    reach = kernel // 2
+    spoiled[0, 0, 5 - reach : 6 + reach, 16 - reach : 17 + reach] = True
+    np.testing.assert_array_equal(~np.isfinite(y), spoiled)
+    data.input[0, 0, 5, 16] = 1
+    data.input[0, 0, 0, 40] = value  # in the corner: some taps never meet it
+    dw = compute("weight_grad", data, "depthwise")
+    met = np.zeros(dw.shape, bool)
+    met[0, 0, : reach + 1, reach:] = True
+    np.testing.assert_array_equal(~np.isfinite(dw), met)
+
+
+@every_direction
+@pytest.mark.parametrize("stride", [1, 2])
 def test_rows_around_the_vector(stride, direction, tile, dtype):
     _, _, lanes = tile
     for width in around(lanes, 2 * lanes, 3 * lanes):
@@ -401,10 +494,11 @@ def test_prepared_and_plain_give_the_same_bits(isa, dtype):
     assert (want >= 0).all()
 
 
-def test_avx2_and_avx512_agree():
+def test_strips_of_avx2_and_avx512_agree():
+    """Planes that AVX-512 reads in place add their products in another order: those of gaps are not among them."""
     if not {"avx2", "avx512"} <= set(engine.loadable()):
         pytest.skip("needs both")
-    data = operands(depthwise(5, 20, 5, stride=2, padding=2), np.float32)
+    data = operands(depthwise(5, 20, 5, stride=2, padding=2, dilation=2), np.float32)
     for direction in ("forward", "input_grad"):
         results = []
         for isa in ("avx2", "avx512"):

@@ -15,7 +15,8 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.depthwise_lanes cimport fill_lanes, spread, weave_lanes
-from fastconv.kernels.depthwise_plane cimport MOST_FILTERS, NEAR, Walk, walk_rows
+from fastconv.kernels.depthwise_line cimport MOST_SIZE, NEAR
+from fastconv.kernels.depthwise_plane cimport Walk, walk_rows
 from fastconv.kernels.depthwise_pixels cimport Sweep, carve_sweep, sweep, sweep_size
 from fastconv.kernels.depthwise_store cimport copy_out, weave_vectors
 from fastconv.kernels.depthwise_strip cimport (
@@ -29,6 +30,9 @@ from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
     SHIFTS, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence, vload, vset1, vstore, vzero,
 )
+
+cdef enum:
+    FILTERS = 2 * MOST_SIZE * MOST_SIZE + 30  # weights of two channels, and to a boundary of lines
 
 # What a unit computes.
 cdef struct Place:
@@ -166,6 +170,42 @@ cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, real* sums,
     run_tile(advances, <int> rows, grid.rest if grid.rest else grid.taps, t)
 
 
+cdef inline Py_ssize_t within(Py_ssize_t place, Py_ssize_t least, Py_ssize_t most) noexcept nogil:
+    return smaller(larger(place, least), most)
+
+
+cdef void multiply_inside(const Work* w, const Grid* grid, const Place* place, Py_ssize_t row, Py_ssize_t rows,
+                          Tile* t) noexcept nogil:
+    """The same for whole vectors of channels, where only taps inside the input count; out may not be `sums`."""
+    cdef Py_ssize_t top = (place.strip * w.strip_rows + row) * grid.g.step[1] + grid.rows.first
+    cdef Py_ssize_t column = place.block * w.block_columns * grid.g.step[2] + grid.columns.first
+    cdef Py_ssize_t lines = (rows - 1) * grid.advance + grid.taps, count = grid.columns.count, columns = t.vectors
+    cdef Py_ssize_t size = w.strip.in_columns, first, last, x
+    cdef const real* weight = t.weight
+    t.first_line = <int> within(-top, 0, lines)
+    t.last_line = <int> within(w.strip.in_rows - top, t.first_line, lines)
+    t.cut = t.first_line > 0 or t.last_line < lines
+    t.weight_step = t.start_pitch = t.start_step = 0
+    t.aligned = True
+    t.relu = grid.g.relu
+    while columns > 0:
+        first = within(-column, 0, count)
+        last = within(size - column, first, count)
+        x = 1
+        column += grid.g.step[2]
+        while x < columns and within(-column, 0, count) == first and within(size - column, first, count) == last:
+            x += 1
+            column += grid.g.step[2]
+        t.offset = grid.offset + first
+        t.entries = last - first
+        t.weight = weight + first * grid.taps * VL
+        t.vectors = t.whole = x
+        run_tile(grid.advance == 2, <int> rows, grid.taps, t)
+        t.input += x * VL
+        t.out += x * VL
+        columns -= x
+
+
 cdef void aim(const Work* w, const Grid* phase, const Place* place, bint straight, real* sums, real* out,
               Py_ssize_t channels, Tile* t) noexcept nogil:
     """Where a tile of one phase leaves its sums: in the output, of which `out` is the tile's corner, or in `sums`."""
@@ -192,7 +232,7 @@ cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const S
     cdef const Geometry* g = phases[0].g
     cdef const Strip* s = &w.strip
     cdef Py_ssize_t skip = phases[0].skip, rows = bound(g.out_size[1], w.strip_rows, place.strip)
-    cdef Py_ssize_t residue, left, height, p, k, row, most = most_rows(phases[0].advance)
+    cdef Py_ssize_t residue, left, height, p, k, row, most = SHORT if w.inside else most_rows(phases[0].advance)
     cdef Py_ssize_t pitch = ceil_div(w.block_columns * s.inner, VL) * VL
     cdef Py_ssize_t corner = g.out_offset + (place.strip * w.strip_rows * g.out_axis[1]
                                              + place.block * w.block_columns * g.out_axis[2])
@@ -218,7 +258,10 @@ cdef void run_rows(const Work* w, const Grid* phases, const real* strip, const S
                 t.start = bias
                 aim(w, phases + p, place, straight, at.sums + p * TALL * pitch,
                     at.stage if staged else to[0] + phases[p].g.out_offset - g.out_offset, count, &t)
-                multiply(phases + p, &t, height, at.sums + p * TALL * pitch, pitch)
+                if w.inside:
+                    multiply_inside(w, phases + p, place, row, height, &t)
+                else:
+                    multiply(phases + p, &t, height, at.sums + p * TALL * pitch, pitch)
             if staged:
                 copy_out(at.stage, height * g.out_axis[1], g.stream, to[0])
             if not straight:
@@ -400,7 +443,7 @@ cdef void run_planes(const Work* w, Py_ssize_t first, Py_ssize_t last, char* mem
     cdef Py_ssize_t size = w.single.rows.count, group, rows, m, i, j, k, _unit
     cdef const real* weight
     cdef real* flipped = <real*> memory
-    cdef real* stage = flipped + MOST_FILTERS
+    cdef real* stage = flipped + FILTERS
     cdef real* out
     cdef bint pair
     cdef Walk walk
@@ -410,6 +453,7 @@ cdef void run_planes(const Work* w, Py_ssize_t first, Py_ssize_t last, char* mem
     walk.above = -w.single.rows.first
     walk.relu = g.relu
     walk.out_apart = g.out_group
+    walk.out_pitch = g.out_axis[1]
     walk.ahead = larger(w.plane_rows * g.step[1] * g.in_axis[1] * w.pair, NEAR)
     for _unit in range(first, last):
         group = lane * w.pair
@@ -460,7 +504,7 @@ cdef Py_ssize_t thread_size(const Work* w) noexcept nogil:
     """A strip and its sums, or, before these, the filters of whole vectors of channels: with steps as long as they
     are, strips are smaller."""
     cdef Py_ssize_t filters = w.single.g.weight_channel * VL * <Py_ssize_t> sizeof(real) if w.strip.whole else 0
-    cdef Py_ssize_t planes = (MOST_FILTERS + w.plane_rows * w.single.g.out_size[2]) * <Py_ssize_t> sizeof(real)
+    cdef Py_ssize_t planes = (FILTERS + w.plane_rows * w.single.g.out_size[2]) * <Py_ssize_t> sizeof(real)
     return larger(larger(sweep_size(&w.single), carve(w, NULL).size), larger(aligned(filters), aligned(planes)))
 
 
@@ -513,6 +557,7 @@ def conv(cnp.ndarray geometries, cnp.ndarray taps, Py_ssize_t row_phases, Py_ssi
     cdef const Tap* tap = <const Tap*> cnp.PyArray_DATA(taps)
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)
     cdef Work w
+    cdef bint finite
     w.input = <const real*> cnp.PyArray_DATA(input)
     w.weight = <const real*> cnp.PyArray_DATA(weight)
     w.bias = NULL
@@ -524,8 +569,10 @@ def conv(cnp.ndarray geometries, cnp.ndarray taps, Py_ssize_t row_phases, Py_ssi
     memory += -<Py_ssize_t> memory & 63
     with nogil:
         shape_work(&w, g, tap)
-        w.in_place = w.in_place and are_finite(w.weight, g.groups * w.weights)
-        w.planes = w.planes and are_finite(w.weight, g.groups * g.rows * w.weights)
+        finite = are_finite(w.weight, g.groups * g.rows * w.weights)
+        w.in_place = w.in_place and finite
+        w.planes = w.planes and finite
+        w.inside = w.inside and finite
         w.streams = w.streams and g.out_axis[1] // 2 % VL == 0 and is_vec_aligned(w.out)
         w.woven = w.woven and not w.streams
         w.grids = <Grid*> memory

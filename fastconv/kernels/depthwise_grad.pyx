@@ -15,6 +15,8 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.depthwise_lanes cimport fill_lanes, takes_whole, widest_block
+from fastconv.kernels.depthwise_line cimport NEAR, rows_of_plane, takes_planes
+from fastconv.kernels.depthwise_plane_sums cimport MOST_WEIGHED, Weigh, weigh_rows
 from fastconv.kernels.depthwise_strip cimport (
     LINE, MOST_INNER, Strip, Window, aligned, clear, column_at, fill_strip, met_by, rows_of_strip, shape_lines,
     share, window_of,
@@ -24,7 +26,7 @@ from fastconv.kernels.depthwise_taps cimport Grid, grid_of
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    VL, flush_denormals, real, restore_denormals, vec, vfma, vload, vstore, vstore_first, vsum, vsums,
+    SHIFTS, VL, flush_denormals, real, restore_denormals, vec, vfma, vload, vstore, vstore_first, vsum, vsums,
     vtranspose, vzero,
 )
 
@@ -43,6 +45,7 @@ cdef struct Work:
     Py_ssize_t blocks
     Py_ssize_t block_columns
     Py_ssize_t splits
+    bint planes                  # are read where they lie (depthwise_plane_sums.pxd)
     const real* input
     const real* grad_output
     real* out                    # [splits][weights]
@@ -115,6 +118,13 @@ cdef Work shape_work(const Geometry* g, const Tap* taps) noexcept nogil:
     w.image.rows = (w.strip_rows - 1) * g.step[1] + reach + 1
     w.image.same_rows = w.grad.same_rows = w.strips == 1
     w.image.same_columns = w.grad.same_columns = w.blocks == 1
+    w.planes = (takes_planes(g, &grid) and grid.rows.count <= MOST_WEIGHED and not w.image.whole
+                and g.out_size[2] > VL // 2)
+    if w.planes:
+        w.blocks = w.image.inner = w.grad.inner = 1
+        w.lanes = g.groups
+        w.strip_rows = rows_of_plane(g, grid.rows.count)
+        w.strips = ceil_div(g.out_size[1], w.strip_rows)
     units = w.lanes * g.rows
     w.splits = larger(smaller(ceil_div(SPLIT_UNITS, units), g.batch * w.strips * w.blocks), 1)
     w.weights = g.groups * g.rows * g.taps
@@ -203,6 +213,22 @@ cdef void fill_piece(const Work* w, const Step* step, const Scratch* at) noexcep
         grad[k] = w.grad_output + n * g.out_image + each * g.out_group + step.row * g.out_row
     fill_strip(&w.image, &window, image, at.image)
     fill_strip(&w.grad, &among, grad, at.grad)
+
+
+cdef void weigh_piece(const Work* w, const Step* step, const Scratch* at) noexcept nogil:
+    """The same, read where it lies."""
+    cdef const Geometry* g = w.grid.g
+    cdef Py_ssize_t row = step.piece % w.strips * w.strip_rows, n = step.piece // w.strips
+    cdef Weigh weigh
+    weigh.pitch = g.in_axis[1]
+    weigh.lines = g.in_size[1]
+    weigh.above = -w.grid.rows.first
+    weigh.ahead = larger(w.strip_rows * g.step[1] * g.in_axis[1], NEAR)
+    weigh.grad_pitch = g.out_axis[1]
+    weigh.grad_ahead = larger(w.strip_rows * g.out_axis[1], NEAR)
+    weigh_rows(&w.grid, w.input + n * g.in_image + step.group * g.in_group,
+               w.grad_output + n * g.out_image + step.group * g.out_group + step.row * g.out_row
+               + row * g.out_axis[1], row, smaller(row + w.strip_rows, g.out_size[1]), at.totals, &weigh)
 
 
 cdef real weigh_tap(const Work* w, const Tap* tap, const real* image, const real* grad) noexcept nogil:
@@ -310,20 +336,23 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
     """Strips are filled while those before them are weighed, as in depthwise.pyx."""
     cdef Scratch at = carve(w, memory, 0), free = carve(w, memory, 1)
     cdef Step step = step_of(w, first), following
-    clear(at.image, at.elements)
-    clear(free.image, at.elements)
     clear(at.totals, w.grid.g.taps * VL)
-    fill_piece(w, &step, &at)
+    if not w.planes:
+        clear(at.image, at.elements)
+        clear(free.image, at.elements)
+        fill_piece(w, &step, &at)
     while step.unit < last:
         following = step
         following.piece += 1
         if following.piece == step.last:
             following = step_of(w, step.unit + 1)
-        if w.image.whole:
+        if SHIFTS and w.planes:
+            weigh_piece(w, &step, &at)
+        elif w.image.whole:
             weigh_strip(w, &at)
-        if following.unit < last:
+        if following.unit < last and not w.planes:
             fill_piece(w, &following, &free)
-        if not w.image.whole:
+        if not w.image.whole and not w.planes:
             weigh_strip(w, &at)
         if following.unit != step.unit:
             store_totals(w, step.group, step.row, &at, w.out + step.split * w.weights)

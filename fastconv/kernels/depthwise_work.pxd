@@ -1,7 +1,7 @@
 """How depthwise passes are cut: the strip that serves them all, and the tables that every thread reads."""
 
 from fastconv.kernels.depthwise_lanes cimport takes_whole, widest_block
-from fastconv.kernels.depthwise_plane cimport PLANE_BYTES, WIDE, takes_planes
+from fastconv.kernels.depthwise_line cimport WIDE, rows_of_plane, takes_planes
 from fastconv.kernels.depthwise_strip cimport Strip, aligned, column_at, met_by, rows_of_strip, shape_lines, share
 from fastconv.kernels.depthwise_taps cimport Grid, grid_of
 from fastconv.kernels.depthwise_tile cimport TALL, most_rows
@@ -35,6 +35,7 @@ cdef struct Work:
     Grid single                  # that pass, then
     real* spread                 # weights of whole vectors of channels: [lane][row of the group][weights]
     Py_ssize_t spread_size
+    bint inside                  # of whole vectors: taps outside of the input are left out
     Strip strip
     Py_ssize_t first_row         # of the input, for the first row of outputs
     Py_ssize_t first_column
@@ -58,6 +59,13 @@ cdef inline Py_ssize_t entries_of(const Grid* grid) noexcept nogil:
     return grid.g.channels * grid.columns.count * (grid.runs + grid.rests)
 
 
+cdef inline bint lies_close(const Grid* grid) noexcept nogil:
+    """Taps without gaps, in one run, so many that a good part of them meets the padding: of 7x7 maps and kernels
+    43%; leaving out 18%, of 3x3 kernels, costs more than it saves."""
+    return (grid.runs == 1 and grid.rests == 0 and grid.rows.gap == 1 and grid.columns.gap == 1 and grid.skip == 1
+            and 2 * grid.columns.count > grid.g.out_size[2])
+
+
 cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcept nogil:
     """Finds the strip that serves every pass, and cuts the output into strips and blocks."""
     cdef Py_ssize_t passes = w.row_phases * w.column_phases, i, last_row, last_column, skip = 1
@@ -66,6 +74,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
     cdef Strip* s = &w.strip
     cdef Grid grid
     w.weights = 0
+    w.inside = True
     for i in range(passes):
         grid = grid_of(g + i, taps)
         if i == 0:
@@ -79,6 +88,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
         last_column = larger(last_column, grid.columns.first + (grid.columns.count - 1) * grid.columns.gap)
         skip = larger(skip, grid.skip)
         w.weights += g[i].taps * g[i].channels
+        w.inside = w.inside and lies_close(&grid)
         taps += g[i].taps
     w.channels = g[0].channels
     tile = TALL * skip
@@ -87,6 +97,7 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
                   and g[0].groups >= VL)
     w.single = grid
     s.whole = w.pixels or takes_whole(g, w.weights * g[0].groups)
+    w.inside = w.inside and s.whole and not w.pixels
     s.inner = VL if s.whole else share(columns, g[0].groups, w.weights)
     s.step = g[0].step[2]
     s.row_step = g[0].step[1]
@@ -123,11 +134,12 @@ cdef inline void shape_work(Work* w, const Geometry* g, const Tap* taps) noexcep
         w.fetch = VL * ceil_div(g[0].out_group, g[0].in_group)
     w.plane_rows = 0
     w.plane_staged = False
-    w.planes = passes == 1 and takes_planes(g, &grid)
+    # Narrow maps are left to whole vectors of channels: half of the lanes would be idle, or, of 7x7 kernels, few taps
+    # serve a load.
+    w.planes = passes == 1 and takes_planes(g, &grid) and columns > (VL if grid.rows.count == 7 else VL // 2)
     if w.planes:
-        w.plane_rows = larger(PLANE_BYTES // <Py_ssize_t> sizeof(real) // g[0].in_axis[1] // g[0].step[1], 4 * grid.rows.count)
+        w.plane_rows = rows_of_plane(g, grid.rows.count)
         w.plane_units = ceil_div(rows, w.plane_rows)
-        w.plane_rows = ceil_div(rows, w.plane_units)
         w.pair = 2 if columns <= VL and g[0].groups > 1 else 1
         w.plane_staged = columns > WIDE * VL and g[0].out_axis[1] == columns and written >= STAGE_BYTES
     s.same_rows = w.strips == 1
