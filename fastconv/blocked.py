@@ -26,6 +26,9 @@ LEAST_DEPTH = 64  # of a single group: with less the transposition of results sh
 # takes 164 us, by "gemm" 179. Not where planes of results lie pages apart (3 -> 128 at 256x256: 330, 264),
 # nor where "gemm" writes them past the caches (3 -> 64 at batch 16: 3.8 ms, 3.1).
 LONG_STEPS, LEAST_DEPTH_OF_LONG_STEPS = (3, 4), 32
+# With fewer products than these a tile's end, where results are transposed, shows beside "gemm", with large
+# tiles and steps of 1 and 2: 3 -> 64, 7x7, to 112x112 takes 1,061 us, by "gemm" 1,014.
+SHALLOW_DEPTH, SHALLOW = 160, 0.87
 REPEATED = 32  # bytes that `vrepeat` loads
 FULL = 0.95  # and the least share of lanes that its filters fill
 # Filters beyond whole vectors that "gemm" takes, as a share of one, and the time of each beside the others':
@@ -95,6 +98,8 @@ def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
     factor: float = (TALL if tile >= LARGE_TILE else LOW) * (
         STEPS[direction] if max(problem.stride) > 1 else 1
     )
+    if problem.groups == 1 and depth < SHALLOW_DEPTH and tile >= LARGE_TILE and max(problem.stride) <= 2:
+        factor *= SHALLOW
     left_out = 1 + SKIPPED * outside
     whole = factor * used * _evenly(width, tile) / busy * left_out
     return rows / ((rows - rest) / whole + REST_COST * rest)

@@ -421,7 +421,7 @@ LARGE = [
     (case((3, 192, 64, 63), (192, 6, 3, 3), padding=1, stride=2, groups=32), "blocked"),
     (case((8, 3, 224, 224), (96, 3, 4, 4), stride=4), "gemm"),
     (case((9, 64, 68, 66), (70, 64, 3, 3), stride=2, padding=1), "gemm"),
-    (case((9, 20, 129, 131), (20, 1, 3, 3), padding=1, groups=20), "depthwise"),
+    (case((9, 22, 129, 131), (22, 1, 3, 3), padding=1, groups=22), "depthwise"),
     (case((8, 60, 122, 124), (60, 1, 3, 3), padding=1, stride=2, groups=60), "depthwise"),
 ]
 

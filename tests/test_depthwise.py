@@ -76,8 +76,8 @@ def test_maps_that_are_narrow_and_tall(problem, direction, isa, dtype, junk_scra
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 def test_planes_around_the_vector(kernel, stride, direction, tile, dtype, junk_scratch):
-    """Square kernels: one or two vectors of outputs, their last lanes, the loads that shifts reach into, and an odd
-    channel where two share a block."""
+    """Square kernels: one or two vectors of outputs, their last lanes, the loads that shifts reach into,
+    and an odd channel where two share a block."""
     _, _, lanes = tile
     for width in around(lanes // 2, lanes, 2 * lanes, 3 * lanes):
         problem = depthwise(3, (9, width * stride), kernel, batch=1, stride=stride, padding=kernel // 2)
@@ -495,7 +495,7 @@ def test_prepared_and_plain_give_the_same_bits(isa, dtype):
 
 
 def test_strips_of_avx2_and_avx512_agree():
-    """Planes that AVX-512 reads in place add their products in another order: those of gaps are not among them."""
+    """Planes that AVX-512 reads in place add their products in another order: kernels with gaps do not."""
     if not {"avx2", "avx512"} <= set(engine.loadable()):
         pytest.skip("needs both")
     data = operands(depthwise(5, 20, 5, stride=2, padding=2, dilation=2), np.float32)

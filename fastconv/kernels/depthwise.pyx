@@ -15,8 +15,6 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 
 from fastconv.kernels.depthwise_lanes cimport fill_lanes, spread, weave_lanes
-from fastconv.kernels.depthwise_line cimport MOST_SIZE, NEAR
-from fastconv.kernels.depthwise_plane cimport Walk, walk_rows
 from fastconv.kernels.depthwise_pixels cimport Sweep, carve_sweep, sweep, sweep_size
 from fastconv.kernels.depthwise_store cimport copy_out, weave_vectors
 from fastconv.kernels.depthwise_strip cimport (
@@ -24,15 +22,13 @@ from fastconv.kernels.depthwise_strip cimport (
 )
 from fastconv.kernels.depthwise_taps cimport Grid
 from fastconv.kernels.depthwise_tile cimport SHORT, TALL, Tile, most_rows, tile_of_taps
+from fastconv.kernels.depthwise_walk cimport lies_in_order, planes_size, walk_planes
 from fastconv.kernels.depthwise_work cimport Work, list_grids, shape_work, tables_size
 from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
     SHIFTS, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence, vload, vset1, vstore, vzero,
 )
-
-cdef enum:
-    FILTERS = 2 * MOST_SIZE * MOST_SIZE + 30  # weights of two channels, and to a boundary of lines
 
 # What a unit computes.
 cdef struct Place:
@@ -176,7 +172,7 @@ cdef inline Py_ssize_t within(Py_ssize_t place, Py_ssize_t least, Py_ssize_t mos
 
 cdef void multiply_inside(const Work* w, const Grid* grid, const Place* place, Py_ssize_t row, Py_ssize_t rows,
                           Tile* t) noexcept nogil:
-    """The same for whole vectors of channels, where only taps inside the input count; out may not be `sums`."""
+    """The same for whole vectors of channels, where only taps inside the input count."""
     cdef Py_ssize_t top = (place.strip * w.strip_rows + row) * grid.g.step[1] + grid.rows.first
     cdef Py_ssize_t column = place.block * w.block_columns * grid.g.step[2] + grid.columns.first
     cdef Py_ssize_t lines = (rows - 1) * grid.advance + grid.taps, count = grid.columns.count, columns = t.vectors
@@ -427,75 +423,15 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
     stream_fence()
 
 
-cdef bint lies_in_order(const Work* w) noexcept nogil:
-    cdef Py_ssize_t i, j, size = w.single.rows.count
-    for i in range(size):
-        for j in range(size):
-            if w.planes and w.weight_from[j * size + i] != i * size + j:
-                return False
-    return True
-
-
-cdef void run_planes(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memory) noexcept nogil:
-    cdef const Geometry* g = w.single.g
-    cdef Py_ssize_t lanes = ceil_div(g.groups, w.pair), row = first % w.plane_units * w.plane_rows
-    cdef Py_ssize_t lane = first // w.plane_units % lanes, image = first // w.plane_units // lanes
-    cdef Py_ssize_t size = w.single.rows.count, group, rows, m, i, j, k, _unit
-    cdef const real* weight
-    cdef real* flipped = <real*> memory
-    cdef real* stage = flipped + FILTERS
-    cdef real* out
-    cdef bint pair
-    cdef Walk walk
-    walk.apart = g.in_group
-    walk.pitch = g.in_axis[1]
-    walk.lines = g.in_size[1]
-    walk.above = -w.single.rows.first
-    walk.relu = g.relu
-    walk.out_apart = g.out_group
-    walk.out_pitch = g.out_axis[1]
-    walk.ahead = larger(w.plane_rows * g.step[1] * g.in_axis[1] * w.pair, NEAR)
-    for _unit in range(first, last):
-        group = lane * w.pair
-        pair = w.pair == 2 and group + 1 < g.groups
-        for m in range(g.rows):
-            weight = w.weight + group * g.weight_group + m * g.weight_row
-            walk.weight = weight
-            walk.weight_apart = g.weight_group
-            if not w.in_order:
-                for k in range(1 + pair):
-                    for i in range(size):
-                        for j in range(size):
-                            flipped[(k * size + i) * size + j] = weight[k * g.weight_group + w.weight_from[j * size + i]]
-                walk.weight = flipped
-                walk.weight_apart = g.taps
-            if w.bias != NULL:
-                walk.bias[0] = w.bias[group * g.rows + m]
-                walk.bias[1] = w.bias[(group + pair) * g.rows + m]
-            else:
-                walk.bias[0] = walk.bias[1] = 0
-            out = (w.out + image * g.out_image + group * g.out_group + m * g.out_row + g.out_offset
-                   + row * g.out_axis[1])
-            rows = smaller(w.plane_rows, g.out_size[1] - row)
-            walk_rows(&w.single, pair, w.input + image * g.in_image + group * g.in_group,
-                      stage if w.plane_staged else out, row, row + rows, &walk)
-            if w.plane_staged:
-                copy_out(stage, rows * g.out_axis[1], g.stream, out)
-        row += w.plane_rows
-        if row >= g.out_size[1]:
-            row = 0
-            if wraps(&lane, lanes):
-                image += 1
-    stream_fence()
-
-
 cdef void run_part(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memory) noexcept nogil:
     cdef Sweep at
+    if SHIFTS:  # by itself: what it excludes is not even compiled
+        if w.planes:
+            walk_planes(w, first, last, <real*> memory)
+            return
     if w.in_place:
         at = carve_sweep(run_tile, w, memory)
         sweep(&at, first, last)
-    elif SHIFTS and w.planes:
-        run_planes(w, first, last, memory)
     else:
         run_units(w, first, last, memory)
 
@@ -504,8 +440,7 @@ cdef Py_ssize_t thread_size(const Work* w) noexcept nogil:
     """A strip and its sums, or, before these, the filters of whole vectors of channels: with steps as long as they
     are, strips are smaller."""
     cdef Py_ssize_t filters = w.single.g.weight_channel * VL * <Py_ssize_t> sizeof(real) if w.strip.whole else 0
-    cdef Py_ssize_t planes = (FILTERS + w.plane_rows * w.single.g.out_size[2]) * <Py_ssize_t> sizeof(real)
-    return larger(larger(sweep_size(&w.single), carve(w, NULL).size), larger(aligned(filters), aligned(planes)))
+    return larger(larger(sweep_size(&w.single), carve(w, NULL).size), larger(aligned(filters), planes_size(w)))
 
 
 cdef void run_all(const Work* w, char* memory, int threads) noexcept nogil:

@@ -346,9 +346,10 @@ cdef void run_units(const Work* w, Py_ssize_t first, Py_ssize_t last, char* memo
         following.piece += 1
         if following.piece == step.last:
             following = step_of(w, step.unit + 1)
-        if SHIFTS and w.planes:
-            weigh_piece(w, &step, &at)
-        elif w.image.whole:
+        if SHIFTS:  # by itself: what it excludes is not even compiled
+            if w.planes:
+                weigh_piece(w, &step, &at)
+        if w.image.whole:
             weigh_strip(w, &at)
         if following.unit < last and not w.planes:
             fill_piece(w, &following, &free)

@@ -44,7 +44,7 @@ cdef inline Py_ssize_t rows_of_plane(const Geometry* g, Py_ssize_t size) noexcep
 cdef inline Look look_from(Py_ssize_t column, Py_ssize_t columns, Py_ssize_t loads) noexcept nogil:
     """Loads of a line that begin at a column, which may lie outside."""
     cdef Look look
-    cdef Py_ssize_t i, last
+    cdef Py_ssize_t i, last = 0
     for i in range(loads + 1):
         last = smaller(larger(columns - column, 0), VL)
         look.there[i] = vspan_of(smaller(larger(-column, 0), last), last)

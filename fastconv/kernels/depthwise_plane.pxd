@@ -81,8 +81,8 @@ cdef inline void meet_line(const int size, const int step, const int vectors, co
 
 cdef inline void fetch(const int step, const int vectors, const bint pair, const Walk* w,
                        const real* line) noexcept nogil:
-    cdef int v, i
-    for v in range(vectors):
+    cdef int _v, i
+    for _v in range(vectors):
         for i in range(step):
             prefetch_near(line + w.ahead + i * VL)
         line += w.apart if pair else step * VL
