@@ -121,16 +121,33 @@ cdef void weave(const Work* w, const Grid* phases, const real* sums, Py_ssize_t 
             weave_vectors(4, 2, False, sums, pitch, rows, total, out, out_pitch, count)
 
 
+# The micro-kernel in four functions: one that held all its instances would take the compiler twice as long.
+cdef void run_one(int rows, int taps, Tile* t) noexcept nogil:
+    tile_of_taps(rows, taps, 1, False, t)
+
+
+cdef void run_one_cut(int rows, int taps, Tile* t) noexcept nogil:
+    tile_of_taps(rows, taps, 1, True, t)
+
+
+cdef void run_two(int rows, int taps, Tile* t) noexcept nogil:
+    tile_of_taps(rows, taps, 2, False, t)
+
+
+cdef void run_two_cut(int rows, int taps, Tile* t) noexcept nogil:
+    tile_of_taps(rows, taps, 2, True, t)
+
+
 cdef void run_tile(bint advances, int rows, int taps, Tile* t) noexcept nogil:
     if t.cut:
         if advances:
-            tile_of_taps(rows, taps, 2, True, t)
+            run_two_cut(rows, taps, t)
         else:
-            tile_of_taps(rows, taps, 1, True, t)
+            run_one_cut(rows, taps, t)
     elif advances:
-        tile_of_taps(rows, taps, 2, False, t)
+        run_two(rows, taps, t)
     else:
-        tile_of_taps(rows, taps, 1, False, t)
+        run_one(rows, taps, t)
 
 
 cdef void multiply(const Grid* grid, Tile* t, Py_ssize_t rows, real* sums,

@@ -17,13 +17,15 @@ from fastconv.kernels.gemm_cut cimport (
     Partition, aligned, columns_of, cut, depth_of, is_gathered, is_swept, panels_size, sums_row, sums_size, tables_size,
     thread_size,
 )
-from fastconv.kernels.gemm_micro cimport COLUMNS, ROWS, WIDEST, Slot, Tile, micro_kernel
+from fastconv.kernels.gemm_micro cimport BAND, BLOCKS, COLUMNS, PANEL_OR_IMAGE, ROWS, WIDEST, Slot, Tile, micro_kernel
 from fastconv.kernels.gemm_pack cimport (
     STREAMS, Run, are_finite, ceil_div, in_order, is_dense, larger, pack_weights, plane_size, row_blocks, row_start,
     smaller,
 )
 from fastconv.kernels.gemm_sweep cimport Sweep, stretch_of, sweep
-from fastconv.kernels.gemm_task cimport IN_PLACE_COLUMNS, PACKED, Source, Task, run_task, start_of, tile_offset
+from fastconv.kernels.gemm_task cimport (
+    IN_PLACE_COLUMNS, IN_PLACE_ROWS, PACKED, Multiply, Source, Task, run_task, start_of, tile_offset,
+)
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
     MR, VL, flush_denormals, is_vec_aligned, real, restore_denormals, stream_fence,
@@ -55,12 +57,28 @@ cdef const real* input_of(const Task* base, const Partition* p, Py_ssize_t unit)
             + pixel % plane_size(g) // g.out_size[2] * g.step[1] * g.in_axis[1])
 
 
+# The micro-kernel in all its forms, each a function of its own and called by address. In one function they would take
+# the compiler half as long again, and spill the sums of some.
 cdef void multiply_rows(int rows, int vectors, Tile* tile) noexcept nogil:
-    micro_kernel(ROWS, False, rows, vectors, tile)
+    micro_kernel(ROWS, PANEL_OR_IMAGE, rows, vectors, tile)
 
 
 cdef void multiply_columns(int rows, int vectors, Tile* tile) noexcept nogil:
-    micro_kernel(COLUMNS, False, rows, vectors, tile)
+    micro_kernel(COLUMNS, PANEL_OR_IMAGE, rows, vectors, tile)
+
+
+cdef void multiply_blocks(int rows, int vectors, Tile* tile) noexcept nogil:
+    micro_kernel(BLOCKS, PANEL_OR_IMAGE, rows, vectors, tile)
+
+
+cdef void multiply_banded(int rows, int vectors, Tile* tile) noexcept nogil:
+    micro_kernel(BLOCKS, BAND, rows, vectors, tile)
+
+
+cdef Multiply multiplier(Source source) noexcept nogil:
+    if source == IN_PLACE_ROWS:
+        return multiply_rows
+    return multiply_columns if source == IN_PLACE_COLUMNS else multiply_blocks
 
 
 cdef void sweep_blocks(const Task* task) noexcept nogil:
@@ -183,7 +201,8 @@ cdef void run_all(Task* base, int threads, char* scratch) noexcept nogil:
     base.streams = base.geometry.stream == STREAMS and is_vec_aligned(base.out)
     base.gathered = 0
     base.sweep = sweep_blocks
-    base.in_place = multiply_columns if base.source == IN_PLACE_COLUMNS else multiply_rows
+    base.multiply = multiplier(base.source)
+    base.multiply_banded = multiply_banded
     base.swept = base.source == PACKED and is_swept(base.geometry, base.taps)
     base.skips = base.geometry.skips and are_finite(
         base.weight, base.geometry.groups * base.packed_rows * base.geometry.channels * base.geometry.taps)

@@ -101,6 +101,13 @@ cdef enum Right:
     HALVES                       # banded, too
 
 
+# What a micro-kernel may be given: its callers name what they have, and are spared the instances of the rest.
+cdef enum Given:
+    PANEL_ONLY
+    PANEL_OR_IMAGE               # an image is packed by a fused tile
+    BAND
+
+
 cdef inline int widest(const int rows) noexcept nogil:
     """Vectors of a banded tile: as many as leave registers for its sums, a row of b and a broadcast value."""
     cdef int vectors = (REGISTERS - 1) // (rows + 1)
@@ -346,18 +353,22 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
         t.tiles -= 1
 
 
-cdef inline void tiles_of_height(const int rows, const Left left, const bint packed, int vectors,
-                                 Tile* t) noexcept nogil:
-    if not packed and left == BLOCKS and t.halves and SHIFTS:
+cdef inline void banded_tiles(const int rows, const Left left, int vectors, Tile* t) noexcept nogil:
+    if t.halves and SHIFTS:
         tiles(rows, most_vectors(rows, True), left, HALVES, t)
-    elif not packed and left == BLOCKS and t.offsets != NULL:
-        if vectors == widest(rows):
-            tiles(rows, widest(rows), left, BANDED, t)
-        elif widest(rows) > NV:
-            tiles(rows, NV, left, BANDED, t)
-        else:
-            tiles(rows, 1, left, BANDED, t)
-    elif not packed and t.image != NULL:
+    elif vectors == widest(rows):
+        tiles(rows, widest(rows), left, BANDED, t)
+    elif widest(rows) > NV:
+        tiles(rows, NV, left, BANDED, t)
+    else:
+        tiles(rows, 1, left, BANDED, t)
+
+
+cdef inline void tiles_of_height(const int rows, const Left left, const Given given, int vectors,
+                                 Tile* t) noexcept nogil:
+    if given == BAND:
+        banded_tiles(rows, left, vectors, t)
+    elif given == PANEL_OR_IMAGE and t.image != NULL:
         tiles(rows, 2, left, FUSED, t)
     elif vectors == 2:
         tiles(rows, 2, left, PANEL, t)
@@ -365,40 +376,37 @@ cdef inline void tiles_of_height(const int rows, const Left left, const bint pac
         tiles(rows, 1, left, PANEL, t)
 
 
-cdef inline void micro_kernel(const Left left, const bint packed, int rows, int vectors, Tile* t) noexcept nogil:
-    """One instance of `tiles` for each height: M is cut into even blocks, so that none is wasted.
-
-    Those who only ever have b packed say so, and are spared two thirds of the instances.
-    """
+cdef inline void micro_kernel(const Left left, const Given given, int rows, int vectors, Tile* t) noexcept nogil:
+    """One instance of `tiles` for each height: M is cut into even blocks, so that none is wasted."""
     if rows == 1:
-        tiles_of_height(1, left, packed, vectors, t)
+        tiles_of_height(1, left, given, vectors, t)
     elif rows == 2:
-        tiles_of_height(2, left, packed, vectors, t)
+        tiles_of_height(2, left, given, vectors, t)
     elif rows == 3:
-        tiles_of_height(3, left, packed, vectors, t)
+        tiles_of_height(3, left, given, vectors, t)
     elif rows == 4:
-        tiles_of_height(4, left, packed, vectors, t)
+        tiles_of_height(4, left, given, vectors, t)
     elif rows == 5:
-        tiles_of_height(5, left, packed, vectors, t)
+        tiles_of_height(5, left, given, vectors, t)
     elif rows == 6:
-        tiles_of_height(6, left, packed, vectors, t)
+        tiles_of_height(6, left, given, vectors, t)
     elif MR > 6:
         if rows == 7:
-            tiles_of_height(7, left, packed, vectors, t)
+            tiles_of_height(7, left, given, vectors, t)
         elif rows == 8:
-            tiles_of_height(8, left, packed, vectors, t)
+            tiles_of_height(8, left, given, vectors, t)
         elif rows == 9:
-            tiles_of_height(9, left, packed, vectors, t)
+            tiles_of_height(9, left, given, vectors, t)
         elif rows == 10:
-            tiles_of_height(10, left, packed, vectors, t)
+            tiles_of_height(10, left, given, vectors, t)
         elif rows == 11:
-            tiles_of_height(11, left, packed, vectors, t)
+            tiles_of_height(11, left, given, vectors, t)
         elif rows == 12:
-            tiles_of_height(12, left, packed, vectors, t)
+            tiles_of_height(12, left, given, vectors, t)
         elif rows == 13:
-            tiles_of_height(13, left, packed, vectors, t)
+            tiles_of_height(13, left, given, vectors, t)
         else:
-            tiles_of_height(14, left, packed, vectors, t)
+            tiles_of_height(14, left, given, vectors, t)
 
 
 cdef inline void run_rows(const Left left, Py_ssize_t rows, Py_ssize_t stride, int vectors, Tile* t) noexcept nogil:
@@ -412,4 +420,4 @@ cdef inline void run_rows(const Left left, Py_ssize_t rows, Py_ssize_t stride, i
         t.tiles = rows % blocks if higher else blocks - rows % blocks
         t.a_next = (height + higher) * stride
         stack(height + higher, t)
-        micro_kernel(left, True, <int> (height + higher), vectors, t)
+        micro_kernel(left, PANEL_ONLY, <int> (height + higher), vectors, t)

@@ -12,7 +12,7 @@ cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
-from fastconv.kernels.gemm_micro cimport COLUMNS, LINE, Ahead, Tile, micro_kernel, stack
+from fastconv.kernels.gemm_micro cimport COLUMNS, LINE, PANEL_OR_IMAGE, Ahead, Tile, micro_kernel, stack
 from fastconv.kernels.gemm_pack cimport ceil_div, copy_row, even_start, fill_zero, plane_size, smaller
 from fastconv.kernels.geometry cimport Geometry
 from fastconv.kernels.simd cimport (
@@ -116,7 +116,7 @@ cdef void run_panel(const Work* w, Py_ssize_t image, Py_ssize_t group, Py_ssize_
         tile.a = w.image + image * g.in_image + group * g.in_group + pixel
         tile.start = start if w.bias != NULL else NULL
         tile.out = values
-        micro_kernel(COLUMNS, False, <int> rows, 2, &tile)
+        micro_kernel(COLUMNS, PANEL_OR_IMAGE, <int> rows, 2, &tile)
         tile.image = NULL
         store_transposed(values, rows, columns, out + pixel, g.out_row)
 

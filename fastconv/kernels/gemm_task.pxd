@@ -7,7 +7,7 @@ the micro-kernel, and what it returns goes to the output, or waits for the next 
 from fastconv.kernels.gemm_band cimport IN_HALVES, Band, fill_band, lanes_of_slot, live_taps
 from fastconv.kernels.gemm_cut cimport columns_of, depth_of
 from fastconv.kernels.gemm_micro cimport (
-    BLOCKS, LINE, WIDEST, Ahead, Slot, Tile, follow_slots, line_up, micro_kernel, most_vectors, stack,
+    LINE, WIDEST, Ahead, Slot, Tile, follow_slots, line_up, most_vectors, stack,
     widest,
 )
 from fastconv.kernels.gemm_pack cimport (
@@ -34,7 +34,7 @@ cdef enum Source:
 
 cdef struct Task
 ctypedef void (*Sweeper)(const Task*) noexcept nogil
-ctypedef void (*InPlace)(int, int, Tile*) noexcept nogil
+ctypedef void (*Multiply)(int, int, Tile*) noexcept nogil
 
 
 cdef struct Task:
@@ -66,7 +66,8 @@ cdef struct Task:
     const Py_ssize_t* offsets    # ... the rows of a panel, ...
     const Slot* slots            # ... and the vectors of the tile
     Py_ssize_t gathered          # elements of a row of pixels that are packed for a sweep, or 0
-    InPlace in_place             # tiles of weights in place; called by address: one function would spill its sums
+    Multiply multiply            # the micro-kernel for these weights; by address, as gemm.pyx says
+    Multiply multiply_banded     # ... where tiles have slots
     Sweeper sweep                # all rows along its pixels, where the depth is short
     bint swept                   # blocks of rows run along all pixels: tile beside tile, not one below the other
 
@@ -257,7 +258,7 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
     while block < last_block:
         tile.runs = 1
         tile.skip = 0
-        tile.offsets = task.offsets if panel.slots != NULL else NULL
+        tile.offsets = task.offsets
         row = start_of(task, block)
         rows = task.height + (block < task.extra)
         blocks = 1
@@ -283,10 +284,10 @@ cdef inline void run_panel(const Task* task, const Panel* panel, Py_ssize_t firs
                 line_up(panel.columns, &tile)
         if looks_at_weights:
             look_at_weights(task, row + rows, rows, channel, channels, ahead)
-        if task.source == PACKED:
-            micro_kernel(BLOCKS, False, <int> rows, panel.vectors, &tile)
+        if panel.slots != NULL:
+            task.multiply_banded(<int> rows, panel.vectors, &tile)
         else:
-            task.in_place(<int> rows, panel.vectors, &tile)
+            task.multiply(<int> rows, panel.vectors, &tile)
         tile.image = NULL
         if scattered:
             scatter(task, panel, row, rows, values)

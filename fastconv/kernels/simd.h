@@ -284,23 +284,34 @@ static inline vspan vspan_of(ptrdiff_t first, ptrdiff_t last) { return (vspan){f
 static inline vec vload_span(const real *p, vspan span) { return vload_between(p, span.first, span.last); }
 #endif
 
-/* Lane j of the result: element index[j] of a (0 .. VL-1) followed by b (VL .. 2VL-1). */
+/* Lane j of the result: element f(j) of a (0 .. VL-1) followed by b (VL .. 2VL-1). Of the two branches one is taken,
+ * but clang checks the lanes of both: hence the remainders. */
+#define FC_LANE_4(f, j) ((f(j)) % (FC_VECTOR_BYTES / 2))
+#define FC_LANE_8(f, j) ((f(j)) % (FC_VECTOR_BYTES / 4))
 #if FC_VECTOR_BYTES == 64
-#define FC_LANES_4(f) {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), \
-                       f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15)}
-#define FC_LANES_8(f) {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)}
+#define FC_LANES_4(f) FC_LANE_4(f, 0), FC_LANE_4(f, 1), FC_LANE_4(f, 2), FC_LANE_4(f, 3), FC_LANE_4(f, 4), \
+    FC_LANE_4(f, 5), FC_LANE_4(f, 6), FC_LANE_4(f, 7), FC_LANE_4(f, 8), FC_LANE_4(f, 9), FC_LANE_4(f, 10), \
+    FC_LANE_4(f, 11), FC_LANE_4(f, 12), FC_LANE_4(f, 13), FC_LANE_4(f, 14), FC_LANE_4(f, 15)
+#define FC_LANES_8(f) FC_LANE_8(f, 0), FC_LANE_8(f, 1), FC_LANE_8(f, 2), FC_LANE_8(f, 3), FC_LANE_8(f, 4), \
+    FC_LANE_8(f, 5), FC_LANE_8(f, 6), FC_LANE_8(f, 7)
 #elif FC_VECTOR_BYTES == 32
-#define FC_LANES_4(f) {f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)}
-#define FC_LANES_8(f) {f(0), f(1), f(2), f(3)}
+#define FC_LANES_4(f) FC_LANE_4(f, 0), FC_LANE_4(f, 1), FC_LANE_4(f, 2), FC_LANE_4(f, 3), FC_LANE_4(f, 4), \
+    FC_LANE_4(f, 5), FC_LANE_4(f, 6), FC_LANE_4(f, 7)
+#define FC_LANES_8(f) FC_LANE_8(f, 0), FC_LANE_8(f, 1), FC_LANE_8(f, 2), FC_LANE_8(f, 3)
 #else
-#define FC_LANES_4(f) {f(0), f(1), f(2), f(3)}
-#define FC_LANES_8(f) {f(0), f(1)}
+#define FC_LANES_4(f) FC_LANE_4(f, 0), FC_LANE_4(f, 1), FC_LANE_4(f, 2), FC_LANE_4(f, 3)
+#define FC_LANES_8(f) FC_LANE_8(f, 0), FC_LANE_8(f, 1)
+#endif
+#if defined(__clang__)
+#define FC_PICK(type, index, a, b, ...) __builtin_shufflevector((type)(a), (type)(b), __VA_ARGS__)
+#else
+#define FC_PICK(type, index, a, b, ...) __builtin_shuffle((type)(a), (type)(b), (index){__VA_ARGS__})
 #endif
 typedef int index_4 __attribute__((vector_size(FC_VECTOR_BYTES)));
 typedef long long index_8 __attribute__((vector_size(FC_VECTOR_BYTES)));
-#define FC_SHUFFLE(a, b, f)                                                         \
-    (sizeof(real) == 4 ? (vec)__builtin_shuffle((vec_4)(a), (vec_4)(b), (index_4)FC_LANES_4(f)) \
-                       : (vec)__builtin_shuffle((vec_8)(a), (vec_8)(b), (index_8)FC_LANES_8(f)))
+#define FC_SHUFFLE(a, b, f)                                                    \
+    (sizeof(real) == 4 ? (vec)FC_PICK(vec_4, index_4, a, b, FC_LANES_4(f)) \
+                       : (vec)FC_PICK(vec_8, index_8, a, b, FC_LANES_8(f)))
 typedef float vec_4 __attribute__((vector_size(FC_VECTOR_BYTES)));
 typedef double vec_8 __attribute__((vector_size(FC_VECTOR_BYTES)));
 
