@@ -17,8 +17,12 @@ from fastconv.problem import ConvProblem
 # Factors fitted to times of both on one thread: 2 to 256 channels a group on maps of 7 to 56 pixels, and the
 # grid of bench/cliffs.py, AVX-512 and AVX2, float32.
 LARGE_TILE = 12  # pixels
-TALL, LOW = 0.97, 0.87  # where lanes are as busy, with a large tile (AVX-512) and with a smaller one (AVX2)
+TALL, LOW = 0.97, 0.92  # where lanes are as busy, with a large tile (AVX-512) and with a smaller one (AVX2)
 STEPS = {"forward": 1.15, "input_grad": 1.35}  # steps between pixels: panels are filled tap by tap
+# With a smaller tile, whose chains of sums are as many as hide the latency and no more: steps count where
+# there are groups, the few rows of small groups are too few for "gemm", and a panel of one vector is too
+# narrow here (what that costs, in times of a vector).
+LOW_STEPS, SHARED, LONE = 1.15, 1.1, 0.5
 HALVES = 0.93  # of the speed of whole vectors
 SKIPPED = 0.8  # of the products with columns of the padding
 LEAST_DEPTH = 64  # of a single group: with less the transposition of results shows ...
@@ -47,12 +51,19 @@ def _evenly(count: int, most: int) -> float:
     return count / sum(part + part % 2 for part in cut)
 
 
-def lanes_used(rows: int, groups: int, dtype: np.dtype[Any]) -> float:
-    """The share of lanes that the output channels of a group fill, or those of groups that share them."""
+def groups_shared(rows: int, groups: int, dtype: np.dtype[Any]) -> int:
+    """How many groups lie side by side in the lanes."""
     _, panel, vector = load(dtype).machine.tile()
     shared = 1
     while 2 * shared * rows <= panel and 2 * shared <= min(groups, vector, REPEATED // dtype.itemsize):
         shared *= 2
+    return shared
+
+
+def lanes_used(rows: int, groups: int, dtype: np.dtype[Any]) -> float:
+    """The share of lanes that the output channels of a group fill, or those of groups that share them."""
+    _, panel, vector = load(dtype).machine.tile()
+    shared = groups_shared(rows, groups, dtype)
     lanes: int = panel if shared > 1 else -(-rows // vector) * vector
     return shared * rows / lanes
 
@@ -95,9 +106,16 @@ def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
     busy: float = width / (-(-width // vector) * vector)
     if machine.has_halves():
         busy = max(busy, HALVES * width / (-(-width // (vector // 2)) * (vector // 2)))
-    factor: float = (TALL if tile >= LARGE_TILE else LOW) * (
-        STEPS[direction] if max(problem.stride) > 1 else 1
-    )
+    steps = max(problem.stride) > 1
+    if tile >= LARGE_TILE:
+        factor: float = TALL * (STEPS[direction] if steps else 1)
+    else:
+        factor = LOW * (LOW_STEPS if steps and problem.groups > 1 else 1)
+        vectors = -(-rows // vector)
+        if groups_shared(rows, problem.groups, dtype) > 1:
+            factor *= SHARED
+        elif vectors % 2:
+            factor *= vectors / (vectors + LONE)
     if problem.groups == 1 and depth < SHALLOW_DEPTH and tile >= LARGE_TILE and max(problem.stride) <= 2:
         factor *= SHALLOW
     left_out = 1 + SKIPPED * outside

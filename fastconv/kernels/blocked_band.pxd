@@ -9,7 +9,7 @@ from fastconv.kernels.gemm_band cimport Band, shape_band
 from fastconv.kernels.gemm_pack cimport ceil_div, fill_zero, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    VL, real, vec, veven, vload, vload_between, vodd, vstore, vthirds, vzero, vzip_high, vzip_low,
+    VL, real, vec, veven, vload, vload_span, vodd, vspan, vspan_of, vstore, vthirds, vzero, vzip_high, vzip_low,
 )
 
 cdef enum:
@@ -32,20 +32,20 @@ cdef inline Band shape(const Geometry* g, const Tap* taps, Py_ssize_t tile_rows)
 # A vector of elements of a row, of which some are inside the input: the same of every row.
 cdef struct Piece:
     Py_ssize_t at                # its first, counted from the first of the input that the band holds
-    Py_ssize_t first             # inside
-    Py_ssize_t last
+    vspan inside
 
 
 cdef inline Piece piece_at(const Band* b, Py_ssize_t at) noexcept nogil:
     cdef Piece p
+    cdef Py_ssize_t first
     p.at = at - b.before
-    p.first = smaller(larger(-p.at, 0), VL)
-    p.last = larger(smaller(b.inside - p.at, VL), p.first)
+    first = smaller(larger(-p.at, 0), VL)
+    p.inside = vspan_of(first, larger(smaller(b.inside - p.at, VL), first))
     return p
 
 
 cdef inline vec load_piece(const real* row, const Piece* p) noexcept nogil:
-    return vload_between(row + p.at, p.first, p.last)
+    return vload_span(row + p.at, p.inside)
 
 
 cdef inline vec load_phase(const Band* b, const real* row, Py_ssize_t q, Py_ssize_t x) noexcept nogil:

@@ -12,8 +12,8 @@ Every sum runs over k in ascending order, whatever the tile: a result does not d
 """
 
 from fastconv.kernels.simd cimport (
-    MR, NV, REGISTERS, SHIFTS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto, vload,
-    vload_halves, vrelu, vset1, vstore, vstore_first, vstore_halves,
+    MR, NV, REGISTERS, SHIFTS, UNROLL, VL, as_one, prefetch_far, prefetch_near, real, vec, vfma_onto,
+    vfma_ready, vfma_step, vload, vload_halves, vrelu, vset1, vstore, vstore_first, vstore_halves,
     vstream, vzero,
 )
 
@@ -139,6 +139,9 @@ cdef inline void multiply(const int rows, const int vectors, const Left left, co
             b_row[j] = vload(b[j] + offset) if right == BANDED else vload(b[0] + j * VL)
         if right == FUSED:
             vstore(kept + j * VL, b_row[j])
+    if rows == 6 and vectors == 2 and REGISTERS == 16 and left != ROWS:
+        vfma_step(acc, a[0], b_row)
+        return
     for i in range(rows):
         a_value = vset1(a[i // 4][i % 4 * a_row] if left == ROWS else a[0][i])
         for j in range(vectors):
@@ -340,6 +343,7 @@ cdef inline void tiles(const int rows, const int vectors, const Left left, const
     cdef Py_ssize_t a_row = t.a_row if left == ROWS else 1
     cdef Py_ssize_t a_step = 1 if left == ROWS else rows if left == BLOCKS else t.a_step
     cdef const real* a[4]
+    vfma_ready()
     while t.tiles > 0:
         for i in range(0, rows if left == ROWS else 1, 4):
             a[i // 4] = t.a + i * a_row

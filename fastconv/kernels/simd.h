@@ -156,24 +156,65 @@ static inline vec vfma_kept(vec c, vec a, vec b) {
 #endif
 }
 
+/* c[2 * i + j] + a[i] * b[j] for 6 rows i and two vectors j: the whole step of a tile that fills 16 registers. Told
+ * apart, gcc loads a value of the last rows early, and a sum of each turn waits for its way through the stack. The
+ * compiler is not told that `a` is read: stores to it end before `vfma_ready`. */
+static inline void vfma_ready(void) { __asm__ volatile("" : : : "memory"); }
+static inline __attribute__((always_inline)) void vfma_step(vec *c, const real *a, const vec *b) {
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__) && !defined(FC_WIDE)
+    vec c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3], c4 = c[4], c5 = c[5];
+    vec c6 = c[6], c7 = c[7], c8 = c[8], c9 = c[9], c10 = c[10], c11 = c[11], value;
+#define FC_ROW(type, at, low, high)                                                        \
+    "vbroadcasts" type " " at "(%[a]), %[value]\n\t"                                       \
+    "vfmadd231p" type " %[value], %[b0], %[" low "]\n\t"                                   \
+    "vfmadd231p" type " %[value], %[b1], %[" high "]\n\t"
+#define FC_STEP(type, at1, at2, at3, at4, at5)                                                          \
+    __asm__(FC_ROW(type, "", "c0", "c1") FC_ROW(type, at1, "c2", "c3") FC_ROW(type, at2, "c4", "c5")     \
+            FC_ROW(type, at3, "c6", "c7") FC_ROW(type, at4, "c8", "c9") FC_ROW(type, at5, "c10", "c11")  \
+            : [c0] "+x"(c0), [c1] "+x"(c1), [c2] "+x"(c2), [c3] "+x"(c3), [c4] "+x"(c4), [c5] "+x"(c5),  \
+              [c6] "+x"(c6), [c7] "+x"(c7), [c8] "+x"(c8), [c9] "+x"(c9), [c10] "+x"(c10),               \
+              [c11] "+x"(c11), [value] "=&x"(value)                                                      \
+            : [a] "r"(a), [b0] "x"(b[0]), [b1] "x"(b[1]))
+    if (sizeof(real) == 4) FC_STEP("s", "4", "8", "12", "16", "20");
+    else FC_STEP("d", "8", "16", "24", "32", "40");
+    c[0] = c0, c[1] = c1, c[2] = c2, c[3] = c3, c[4] = c4, c[5] = c5;
+    c[6] = c6, c[7] = c7, c[8] = c8, c[9] = c9, c[10] = c10, c[11] = c11;
+#else
+    for (int i = 0; i < 6; i++) {
+        vec value = vset1(a[i]);
+        c[2 * i] = vfma_onto(c[2 * i], value, b[0]);
+        c[2 * i + 1] = vfma_onto(c[2 * i + 1], value, b[1]);
+    }
+#endif
+}
+
 /* c[j] + vrepeat(p, count) * b[j] for j = 0, 1. Told apart, gcc loads values early, and sums leave their registers. */
 static inline __attribute__((always_inline)) void vfma_repeated(vec *c, const real *p, const int count, const vec *b) {
+#if defined(__AVX512F__) || (defined(__FMA__) && !defined(FC_WIDE))
+    vec value, low = c[0], high = c[1];
 #if defined(__AVX512F__)
-    vec value;
+#define FC_LOAD_OF_128 "vbroadcastf32x4"
+#define FC_LOAD_OF_256 "vbroadcastf32x8"
+#else
+#define FC_LOAD_OF_128 "vbroadcastf128"
+#define FC_LOAD_OF_256 "vmovups"
+#endif
 #define FC_REPEATED(load, type)                                                                                  \
     __asm__(load " %3, %2\n\tvfmadd231p" type " %2, %4, %0\n\tvfmadd231p" type " %2, %5, %1"                     \
-            : "+v"(c[0]), "+v"(c[1]), "=&v"(value)                                                               \
+            : "+v"(low), "+v"(high), "=&v"(value)                                                                \
             : "m"(*(const struct { real v[16]; } *)p), "v"(b[0]), "v"(b[1]))
     if (sizeof(real) == 4) {
         if (count == 1) FC_REPEATED("vbroadcastss", "s");
         else if (count == 2) FC_REPEATED("vbroadcastsd", "s");
-        else if (count == 4) FC_REPEATED("vbroadcastf32x4", "s");
-        else FC_REPEATED("vbroadcastf32x8", "s");
+        else if (count == 4) FC_REPEATED(FC_LOAD_OF_128, "s");
+        else FC_REPEATED(FC_LOAD_OF_256, "s");
     } else {
         if (count == 1) FC_REPEATED("vbroadcastsd", "d");
-        else if (count == 2) FC_REPEATED("vbroadcastf32x4", "d");
-        else FC_REPEATED("vbroadcastf32x8", "d");
+        else if (count == 2) FC_REPEATED(FC_LOAD_OF_128, "d");
+        else FC_REPEATED(FC_LOAD_OF_256, "d");
     }
+    c[0] = low;
+    c[1] = high;
 #else
     vec value = vrepeat(p, count);
     c[0] = vfma_onto(c[0], value, b[0]);
@@ -211,14 +252,48 @@ static inline real vsum(vec v) {
     return total;
 }
 
-/* The first `count` elements, 0 <= count <= VL: the others read as zero and are not touched. */
-#if defined(__AVX512F__)
 #define FC_IS_FLOAT (sizeof(real) == 4)
-static inline vec vload_first(const real *p, ptrdiff_t count) {
-    unsigned mask = (1u << count) - 1;
-    if (FC_IS_FLOAT) return (vec)_mm512_maskz_loadu_ps((__mmask16)mask, p);
-    return (vec)_mm512_maskz_loadu_pd((__mmask8)mask, p);
+
+/* Which lanes are there, first .. last - 1, 0 <= first, last <= VL; found once, it serves many loads. The others read
+ * as zero and are not touched. In AVX2 a masked load spares a way through the stack, where a load of what was stored
+ * in pieces waits for all of them. */
+#if defined(__AVX512F__)
+typedef __mmask16 vspan;
+static inline vspan vspan_of(ptrdiff_t first, ptrdiff_t last) {
+    return (vspan)(((1u << last) - 1) & ~((1u << first) - 1));
 }
+static inline vec vload_span(const real *p, vspan span) {
+    if (FC_IS_FLOAT) return (vec)_mm512_maskz_loadu_ps(span, p);
+    return (vec)_mm512_maskz_loadu_pd((__mmask8)span, p);
+}
+#elif defined(__AVX2__) && !defined(FC_WIDE)
+typedef int vspan __attribute__((vector_size(32), aligned(4), may_alias));
+static inline vspan vspan_to(ptrdiff_t last) {
+    static const int lanes_4[] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+    static const long long lanes_8[] = {-1, -1, -1, -1, 0, 0, 0, 0};
+    if (FC_IS_FLOAT) return *(const vspan *)(lanes_4 + 8 - last);
+    return *(const vspan *)(lanes_8 + 4 - last);
+}
+static inline vspan vspan_of(ptrdiff_t first, ptrdiff_t last) { return vspan_to(last) & ~vspan_to(first); }
+static inline vec vload_span(const real *p, vspan span) {
+    if (FC_IS_FLOAT) return (vec)_mm256_maskload_ps((const float *)p, (__m256i)span);
+    return (vec)_mm256_maskload_pd((const double *)p, (__m256i)span);
+}
+#else
+typedef struct { ptrdiff_t first, last; } vspan;
+static inline void vcopy_first(real *to, const real *from, ptrdiff_t count);
+static inline vspan vspan_of(ptrdiff_t first, ptrdiff_t last) { return (vspan){first, last}; }
+static inline vec vload_span(const real *p, vspan span) {
+    vec v = vzero();
+    if (span.last - span.first == VL) return vload(p);
+    if (span.last > span.first) vcopy_first((real *)&v + span.first, p + span.first, span.last - span.first);
+    return v;
+}
+#endif
+
+/* The first `count` elements, 0 <= count <= VL, likewise. */
+#if defined(__AVX512F__)
+static inline vec vload_first(const real *p, ptrdiff_t count) { return vload_span(p, vspan_of(0, count)); }
 static inline void vstore_first(real *p, ptrdiff_t count, vec v) {
     unsigned mask = (1u << count) - 1;
     if (FC_IS_FLOAT) _mm512_mask_storeu_ps(p, (__mmask16)mask, (__m512)v);
@@ -228,7 +303,8 @@ static inline void vcopy_first(real *to, const real *from, ptrdiff_t count) {
     vstore_first(to, count, vload_first(from, count));
 }
 #else
-/* One copy of constant size for each bit of `count`: no mask registers, nothing past the end. */
+/* One copy of constant size for each bit of `count`: no mask registers, nothing past the end. Not a masked store: some
+ * CPUs take a dozen cycles for one. */
 static inline void vcopy_first(real *to, const real *from, ptrdiff_t count) {
 #define FC_COPY_PIECE(n)                          \
     if ((n) < VL && (count & (n))) {              \
@@ -243,45 +319,19 @@ static inline void vcopy_first(real *to, const real *from, ptrdiff_t count) {
     FC_COPY_PIECE(1)
 }
 static inline vec vload_first(const real *p, ptrdiff_t count) {
+#if defined(__AVX2__) && !defined(FC_WIDE)
+    return vload_span(p, vspan_to(count));
+#else
     vec v = vzero();
     if (count == VL) return vload(p);
     vcopy_first((real *)&v, p, count);
     return v;
+#endif
 }
 static inline void vstore_first(real *p, ptrdiff_t count, vec v) {
     if (count == VL) vstore(p, v);
     else vcopy_first(p, (const real *)&v, count);
 }
-#endif
-
-/* Elements first .. last - 1 in their lanes, 0 <= first, last <= VL: the others read as zero and are not touched. */
-static inline vec vload_between(const real *p, ptrdiff_t first, ptrdiff_t last) {
-#if defined(__AVX512F__)
-    unsigned mask = ((1u << last) - 1) & ~((1u << first) - 1);
-    if (FC_IS_FLOAT) return (vec)_mm512_maskz_loadu_ps((__mmask16)mask, p);
-    return (vec)_mm512_maskz_loadu_pd((__mmask8)mask, p);
-#else
-    vec v = vzero();
-    if (last - first == VL) return vload(p);
-    if (last > first) vcopy_first((real *)&v + first, p + first, last - first);
-    return v;
-#endif
-}
-
-/* Which lanes are there, found once for many loads: those of vload_between. */
-#if defined(__AVX512F__)
-typedef __mmask16 vspan;
-static inline vspan vspan_of(ptrdiff_t first, ptrdiff_t last) {
-    return (vspan)(((1u << last) - 1) & ~((1u << first) - 1));
-}
-static inline vec vload_span(const real *p, vspan span) {
-    if (FC_IS_FLOAT) return (vec)_mm512_maskz_loadu_ps(span, p);
-    return (vec)_mm512_maskz_loadu_pd((__mmask8)span, p);
-}
-#else
-typedef struct { ptrdiff_t first, last; } vspan;
-static inline vspan vspan_of(ptrdiff_t first, ptrdiff_t last) { return (vspan){first, last}; }
-static inline vec vload_span(const real *p, vspan span) { return vload_between(p, span.first, span.last); }
 #endif
 
 /* Lane j of the result: element f(j) of a (0 .. VL-1) followed by b (VL .. 2VL-1). Of the two branches one is taken,

@@ -14,7 +14,6 @@ cdef extern from "simd.h" nogil:
 
     vec vload(const real* p) noexcept
     vec vload_first(const real* p, Py_ssize_t count) noexcept
-    vec vload_between(const real* p, Py_ssize_t first, Py_ssize_t last) noexcept
     ctypedef struct vspan:
         pass
     vspan vspan_of(Py_ssize_t first, Py_ssize_t last) noexcept
@@ -36,6 +35,8 @@ cdef extern from "simd.h" nogil:
     vec vfma(vec a, vec b, vec c) noexcept
     vec vfma_onto(vec c, vec a, vec b) noexcept
     vec vfma_kept(vec c, vec a, vec b) noexcept
+    void vfma_ready() noexcept
+    void vfma_step(vec* c, const real* a, const vec* b) noexcept
     void vfma_repeated(vec* c, const real* p, int count, const vec* b) noexcept
     vec vat_least(vec x, vec bound) noexcept
     vec vrelu(vec x) noexcept
