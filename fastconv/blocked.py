@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.engine import load
-from fastconv.passes import PAGE, STREAM_BYTES, padding_shares
+from fastconv.passes import PAGE, STREAM_BYTES, l2_bytes, padding_shares
 from fastconv.problem import ConvProblem
 
 # Factors fitted to times of both on one thread: 2 to 256 channels a group on maps of 7 to 56 pixels, and the
@@ -23,6 +23,18 @@ STEPS = {"forward": 1.15, "input_grad": 1.35}  # steps between pixels: panels ar
 # there are groups, the few rows of small groups are too few for "gemm", and a panel of one vector is too
 # narrow here (what that costs, in times of a vector).
 LOW_STEPS, SHARED, LONE = 1.15, 1.1, 0.5
+# Input gradients of steps: phases that lie side by side leave as one row, where "gemm" runs each by itself,
+# group after group, and stores elements that lie apart. Their speed beside it, with a large tile and with a
+# smaller one, and the time of a weight that is packed, in products; for windows side by side, which "gemm"
+# takes as one product, too. Fitted to 2,400 layers of 3 to 512 channels a group on maps of 7 to 112 pixels,
+# steps of 2, 3 and 4.
+JOINED = {True: (1.7, 6), False: (1.35, 12)}
+JOINED_WINDOWS = {True: (1.7, 10), False: (1.0, 32)}
+ALONE = 0.8  # of the speed, where groups do not share lanes
+RUN = 64_000  # the time of a run of "gemm", in products
+# And that of a weight that each image reads anew, as those of a group exceed L2; of windows the first, too.
+STREAMED = 12
+MOST_JOINED = 4
 HALVES = 0.93  # of the speed of whole vectors
 SKIPPED = 0.8  # of the products with columns of the padding
 LEAST_DEPTH = 64  # of a single group: with less the transposition of results shows ...
@@ -83,10 +95,29 @@ def _steps_far(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> bo
     return direction == "forward" and large and problem.stride[-1] in LONG_STEPS and cached
 
 
+def _joins(problem: ConvProblem) -> bool:
+    """Do the phases of an input gradient along a row all have taps, and few are they?"""
+    step, reached = problem.stride[-1], np.arange(problem.kernel[-1]) * problem.dilation[-1]
+    return 1 < step <= MOST_JOINED and len(np.unique(reached % step)) == step
+
+
+def _gain_of_joined(problem: ConvProblem, dtype: np.dtype[Any], large: bool, fill: float) -> float:
+    """Of an input gradient whose phases are joined; `fill` is how much of its tiles and lanes is used."""
+    speed, packed = (JOINED_WINDOWS if problem.is_patchwork else JOINED)[large]
+    weights = prod(problem.weight_shape)
+    products = weights * problem.batch * prod(problem.out_size)
+    runs = problem.groups - 1 if problem.is_patchwork else problem.groups * prod(problem.stride)
+    moved = packed * weights
+    if weights // problem.groups * dtype.itemsize > l2_bytes():
+        moved += STREAMED * weights * (problem.batch if problem.is_patchwork else problem.batch - 1)
+    return (products + RUN * runs) / (products / (speed * fill) + moved)
+
+
 def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
     """The time of "gemm" over that of "blocked", roughly; 0 for what was not measured."""
     machine = load(dtype).machine
     tile, _, vector = machine.tile()
+    large = tile >= LARGE_TILE
     rows, depth = problem.group_out, problem.group_in * prod(problem.kernel)
     width = problem.out_size[-1]
     if direction == "input_grad":
@@ -97,27 +128,27 @@ def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
     rest = rest_of(problem, direction, dtype)
     used = lanes_used(rows - rest, problem.groups, dtype)
     outside = padding_shares(problem)[-1]
+    busy: float = width / (-(-width // vector) * vector)
+    if machine.has_halves():
+        busy = max(busy, HALVES * width / (-(-width // (vector // 2)) * (vector // 2)))
+    fill = used * _evenly(width, tile) / busy * (1 + SKIPPED * outside)
+    alone = groups_shared(rows, problem.groups, dtype) == 1
+    vectors = -(-rows // vector)
+    if not large and alone and vectors % 2:
+        fill *= vectors / (vectors + LONE)
+    if direction == "input_grad" and _joins(problem):
+        return _gain_of_joined(problem, dtype, large, fill * (ALONE if alone else 1))
     if problem.groups == 1 and (
         depth < (LEAST_DEPTH_OF_LONG_STEPS if _steps_far(problem, direction, dtype) else LEAST_DEPTH)
         or used < FULL
         or (rest and (outside < REST_PADDING or max(problem.stride) > REST_STEP))
     ):
         return 0.0
-    busy: float = width / (-(-width // vector) * vector)
-    if machine.has_halves():
-        busy = max(busy, HALVES * width / (-(-width // (vector // 2)) * (vector // 2)))
     steps = max(problem.stride) > 1
-    if tile >= LARGE_TILE:
-        factor: float = TALL * (STEPS[direction] if steps else 1)
+    if large:
+        whole = TALL * fill * (STEPS[direction] if steps else 1)
+        if problem.groups == 1 and depth < SHALLOW_DEPTH and max(problem.stride) <= 2:
+            whole *= SHALLOW
     else:
-        factor = LOW * (LOW_STEPS if steps and problem.groups > 1 else 1)
-        vectors = -(-rows // vector)
-        if groups_shared(rows, problem.groups, dtype) > 1:
-            factor *= SHARED
-        elif vectors % 2:
-            factor *= vectors / (vectors + LONE)
-    if problem.groups == 1 and depth < SHALLOW_DEPTH and tile >= LARGE_TILE and max(problem.stride) <= 2:
-        factor *= SHALLOW
-    left_out = 1 + SKIPPED * outside
-    whole = factor * used * _evenly(width, tile) / busy * left_out
+        whole = LOW * fill * (LOW_STEPS if steps and problem.groups > 1 else 1) * (1 if alone else SHARED)
     return rows / ((rows - rest) / whole + REST_COST * rest)

@@ -62,9 +62,7 @@ MOST_PIXELS = 512  # of a tile: beyond it nothing is gained, and work is shared 
 SHORT_DEPTH = 32  # up to here the writing of large outputs decides: then ...
 WRITTEN_ROWS = 32  # ... as many rows at a time as there are streams that a prefetcher follows
 BAND_BYTES = 1 << 20  # the largest band of a thread
-FETCH_SHARE = (
-    4  # inputs of an L3's fourth part are not in it when they are read: outputs and others want room, too
-)
+FETCH_SHARE = 8  # inputs of an eighth of L3 are not in it when they are read: others want room, too
 PACK_LIMIT = 4 << 20  # bytes of weights packed at a time in a plain call
 
 

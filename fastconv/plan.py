@@ -263,8 +263,6 @@ def _choose_direct(
             return "depthwise", "one input channel a group: nothing to sum over channels"
     if _is_tiny(problem) and not prepared:
         return "direct", "few products of few weights: packing would cost more"
-    if _has_patches(problem, direction):
-        return "gemm", "windows lie side by side: one product over all taps"
     # Timed from 2 to 512 channels a group: with taps "shifted" takes 0.1 to 1.0 times as long as "gemm".
     if (
         direction == "weight_grad"
@@ -291,6 +289,8 @@ def _choose_direct(
         and gain(problem, direction, dtype) >= 1
     ):
         return "blocked", "output channels fill the vectors, pixels are broadcast"
+    if _has_patches(problem, direction):
+        return "gemm", "windows lie side by side: one product over all taps"
     return "gemm", "the general form"
 
 

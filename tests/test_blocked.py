@@ -41,6 +41,15 @@ PROBLEMS = [
     # Several blocks of the depth, and panels.
     case((1, 150, 6, 6), (70, 150, 3, 3), padding=1),
     case((1, 70, 9, 9), (40, 70, 5, 5), stride=2, padding=2),
+    # Input gradients whose phases lie side by side: rows of odd and even length, two rows of them, one
+    # pixel; phases in threes and fours, and more than are joined; several blocks of the depth.
+    case((1, 40, 11, 11), (300, 40, 3, 3), stride=2, padding=1),
+    case((2, 35, 7, 12), (40, 35, 3, 3), stride=(1, 2), padding=1),
+    case((1, 36, 5, 61), (40, 36, 3, 3), stride=(1, 2), padding=1),
+    case((1, 20, 8, 1), (24, 20, 3, 3), stride=2, padding=1),
+    case((1, 33, 13, 55), (150, 33, 4, 5), stride=(2, 3), padding=1),
+    case((1, 20, 9, 34), (18, 10, 4, 4), stride=4, padding=2, groups=2),
+    case((1, 20, 9, 34), (18, 10, 3, 6), stride=(2, 5), padding=2, groups=2),
 ]
 every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 
@@ -174,6 +183,8 @@ def test_auto_takes_it_for_groups_and_steps(isa):
         options = {"padding": 1, "groups": 32, "direction": direction}
         assert chosen((1, 512, 28, 28), 512, 3, stride=2, **options) == "blocked"
         assert (chosen((1, 512, 14, 14), 512, 3, **options) == "blocked") == tall
+    windows = {"stride": 3, "groups": 8, "direction": "input_grad"}
+    assert chosen((1, 128, 27, 27), 128, 3, **windows) == "blocked" or not tall
     assert chosen((1, 256, 28, 28), 512, 1, stride=2) == "gemm"
     assert chosen((1, 64, 56, 56), 41, 5, stride=2, padding=2) == "gemm"
 
@@ -189,6 +200,16 @@ def test_gemm_takes_filters_that_leave_lanes_idle(isa, dtype):
     assert even.rest is None
     few = fastconv.plan_conv2d((1, 8, 12, 12), (2 * panel + 1, 8, 3, 3), padding=1, stride=2, dtype=dtype)
     assert few.algorithm == "gemm"  # hardly any padding
+
+
+def test_planes_that_lie_pages_apart(isa, dtype):
+    """Tiles of joined phases begin and end with lines: nothing but speed depends on it."""
+    problem = case((2, 40, 64, 128), (48, 20, 3, 3), stride=(2, 4), padding=1, groups=2)
+    data = operands(problem, dtype)
+    want = compute("input_grad", data, "gemm")
+    for threads in (1, 2, 5):
+        with fastconv.threads(threads):
+            assert identical(compute("input_grad", data, "blocked"), want)
 
 
 def test_lanes_used(isa, dtype):

@@ -8,7 +8,8 @@ the padding in part cost dear; pixels that are broadcast cost the same everywher
 the input that it needs are copied once (blocked_band.pxd), for all passes of an input gradient, and meet panels of NR
 output channels, which `pack` has put in order (blocked_pack.pxd).
 
-Sums leave through a buffer, transposed. Every sum runs over c, then t, in ascending order.
+Sums leave through a buffer, transposed; those of passes whose outputs lie side by side, as one row. Every sum runs
+over c, then t, in ascending order.
 """
 
 cimport numpy as cnp
@@ -18,8 +19,8 @@ from fastconv.kernels.blocked_band cimport fill_band
 from fastconv.kernels.blocked_pack cimport pack_panel
 from fastconv.kernels.blocked_tile cimport Spot, half_width, run_tile
 from fastconv.kernels.blocked_work cimport (
-    Span, Work, aim_at_taps, band_bytes, bundles_of, cut, join, list_live, packed_bytes, panels_of, rows_met,
-    table_bytes, taps_across, thread_bytes, tiles_of,
+    MOST_JOINED, Joined, Span, Work, aim_at_taps, band_bytes, bundles_of, cut, join, join_outputs, list_live,
+    packed_bytes, panels_of, rows_met, table_bytes, thread_bytes, tiles_of,
 )
 from fastconv.kernels.gemm_micro cimport LINE, Ahead
 from fastconv.kernels.gemm_pack cimport are_finite, ceil_div, larger, smaller
@@ -28,6 +29,10 @@ from fastconv.kernels.simd cimport (
     MR, NR, VL, flush_denormals, prefetch_far, prefetch_write, real, restore_denormals, vec, vload, vstore,
     vstore_apart, vstore_first, vtranspose,
 )
+
+
+cdef enum:
+    SUMS = (MR + 2 * VL) * NR  # of a tile, and what a transposition reads beyond
 
 
 # What the units of a call have in common, and where one of them stands.
@@ -46,15 +51,15 @@ cdef struct Unit:
     Py_ssize_t share             # ... and how many lines of it are fetched with a tile
 
 
-# One panel of one pass in a unit.
+# One panel of the passes in a unit whose outputs lie side by side.
 cdef struct Panel:
-    const Geometry* g
-    Py_ssize_t first_tap
-    Py_ssize_t across            # taps of a row
+    const Geometry* g            # of the first pass, whose rows of outputs are no shorter than the others'
+    Joined joined
     Py_ssize_t lanes
     int vectors
     real* out
     Py_ssize_t tiles             # of a row of outputs
+    Py_ssize_t apart             # from the sums of one pass to those of the next
 
 
 ctypedef void (*Store)(const Work*, const real*, Py_ssize_t, const Panel*, Py_ssize_t, real*) noexcept nogil
@@ -72,18 +77,31 @@ cdef Unit unit_at(const Work* w, Py_ssize_t number) noexcept nogil:
 
 
 cdef inline void store_sums(const Work* w, const real* sums, Py_ssize_t pixels, const Panel* p, Py_ssize_t groups,
-                            const Py_ssize_t step, real* to) noexcept nogil:
-    """sums[pixel][lane] -> the rows of outputs of the lanes' channels, of which `to` is the first."""
+                            const bint joins, const Py_ssize_t step, real* to) noexcept nogil:
+    """sums[pixel][lane] -> the rows of outputs of the lanes' channels, of which `to` is the first.
+
+    Of passes that are joined sums[pass][pixel][lane]: pixels from all of them in turn.
+    """
     cdef vec[VL] block
     cdef real[VL] values
+    cdef Py_ssize_t[VL] at
     cdef Py_ssize_t first, i, j, pixel = 0, count
+    cdef const real* next = sums
+    cdef int turn = 0
     cdef real* row
     while pixel < pixels:
         count = smaller(pixels - pixel, VL)
+        if joins:
+            for i in range(VL):
+                at[i] = next + turn * p.apart - sums
+                turn += 1
+                if turn == p.joined.count:
+                    turn = 0
+                    next += NR
         first = 0
         while first < p.lanes:
             for i in range(VL):
-                block[i] = vload(sums + (pixel + i) * NR + first)
+                block[i] = vload(sums + (at[i] if joins else (pixel + i) * NR) + first)
             vtranspose(block)
             for i in range(smaller(VL, p.lanes - first)):
                 if first + i & (w.shared - 1) >= groups:
@@ -117,53 +135,89 @@ cdef inline void fetch(Ahead* ahead, Py_ssize_t count) noexcept nogil:
 # Called by address: inlined, their constants would take registers from the tiles.
 cdef void store_beside(const Work* w, const real* sums, Py_ssize_t pixels, const Panel* p, Py_ssize_t groups,
                        real* to) noexcept nogil:
-    store_sums(w, sums, pixels, p, groups, 1, to)
+    store_sums(w, sums, pixels, p, groups, False, 1, to)
+
+
+cdef void store_joined(const Work* w, const real* sums, Py_ssize_t pixels, const Panel* p, Py_ssize_t groups,
+                       real* to) noexcept nogil:
+    store_sums(w, sums, pixels, p, groups, True, 1, to)
 
 
 cdef void store_second(const Work* w, const real* sums, Py_ssize_t pixels, const Panel* p, Py_ssize_t groups,
                        real* to) noexcept nogil:
-    store_sums(w, sums, pixels, p, groups, 2, to)
+    store_sums(w, sums, pixels, p, groups, False, 2, to)
 
 
 cdef void store_scattered(const Work* w, const real* sums, Py_ssize_t pixels, const Panel* p, Py_ssize_t groups,
                           real* to) noexcept nogil:
-    store_sums(w, sums, pixels, p, groups, 0, to)
+    store_sums(w, sums, pixels, p, groups, False, 0, to)
+
+
+cdef Store store_of(const Panel* p) noexcept nogil:
+    cdef Py_ssize_t step = p.g.out_axis[2]
+    if p.joined.count > 1:
+        return store_joined
+    return store_beside if step == 1 else store_second if step == 2 else store_scattered
+
+
+cdef inline void fetch_outputs(const Work* w, const Panel* p, const real* out, Py_ssize_t rows,
+                               Py_ssize_t elements) noexcept nogil:
+    """For writing: so many of each row of all lanes, from `out` on."""
+    cdef Py_ssize_t lane, row, at
+    for row in range(rows):
+        at = row * p.g.out_axis[1]
+        while at < row * p.g.out_axis[1] + elements:
+            for lane in range(p.lanes):
+                prefetch_write(out + at + w.lanes[lane])
+            at += LINE
 
 
 cdef void run_panel(const Work* w, const Unit* u, const Panel* p, Store store, Spot* s, real* waiting) noexcept nogil:
     """One panel against the rows of a band, two at a time where maps are narrow or padding is wide."""
     cdef const Geometry* g = p.g
-    cdef real[(MR + 2 * VL) * NR] sums
-    cdef Py_ssize_t y = 0, x, last, number, lane
+    cdef const Joined* joined = &p.joined
+    cdef real[MOST_JOINED * SUMS] sums
+    cdef Py_ssize_t y = 0, x, last, number, count, half
     cdef Py_ssize_t line = g.step[1] * w.band.phases * w.band.length * w.shared
     cdef Py_ssize_t rows = smaller(u.rows, g.out_size[1] - u.row)
     cdef bint pairs, together = p.tiles == 1 and g.out_axis[1] == g.out_size[2] * g.out_axis[2]
     cdef bint closes = u.channel + u.channels == g.channels
-    cdef Span met
+    cdef Span[MOST_JOINED] met
     cdef real* out
+    cdef real* next
+    cdef real* first
+    cdef int i
     while y < rows:
         pairs = (w.pairs or 2 * g.out_size[2] <= MR) and y + 1 < rows
-        met = rows_met(g, w.taps + p.first_tap, p.across, u.row + y, u.row + y + pairs)
+        for i in range(joined.count):
+            met[i] = rows_met(g + i, w.taps + joined.first_tap[i], joined.across[i], u.row + y, u.row + y + pairs)
         for number in range(p.tiles):
             x = number * g.out_size[2] // p.tiles
             last = (number + 1) * g.out_size[2] // p.tiles
+            half = last - x if pairs else half_width(last - x)
             out = p.out + (u.row + y) * g.out_axis[1] + x * g.out_axis[2]
-            if g.stream and closes:  # what the tile to the right writes
-                for lane in range(p.lanes):
-                    prefetch_write(out + w.lanes[lane] + (last - x) * g.out_axis[2])
-            aim_at_taps(w, g, p.first_tap, p.across, &met, x, last - 1, s)
+            if g.stream and closes:  # what the next tile writes, to the right or in the next rows
+                if number + 1 < p.tiles:
+                    next = out + (last - x) * g.out_axis[2]
+                else:
+                    next = p.out + (u.row + y + 1 + pairs) * g.out_axis[1]
+                fetch_outputs(w, p, next, smaller(1 + pairs, rows - y), (last - x) * g.out_axis[2])
             s.band = u.band + y * line + x * w.shared
-            s.half = line if pairs else half_width(last - x) * w.shared
-            s.sums = sums
+            s.half = line if pairs else half * w.shared
+            first = sums
             if w.blocks > 1:
-                s.sums = waiting + (y * w.tiles + number) * MR * NR
+                first = waiting + (y * w.tiles + number) * MR * NR
             fetch(u.ahead, u.share)
-            run_tile(p.vectors, w.shared, last - x if pairs else half_width(last - x), s)
+            for i in range(joined.count):
+                aim_at_taps(w, g + i, joined.first_tap[i], joined.across[i], met + i, x, last - 1, s)
+                s.sums = first + i * p.apart
+                run_tile(p.vectors, w.shared, half, s)
             if not closes:
                 continue
-            store(w, s.sums, last - x if not (pairs and together) else 2 * last, p, u.groups, out)
+            count = smaller(joined.count * last, joined.width) - joined.count * x
+            store(w, first, 2 * count if pairs and together else count, p, u.groups, out)
             if pairs and not together:
-                store(w, s.sums + (last - x) * NR, last - x, p, u.groups, out + g.out_axis[1])
+                store(w, first + (last - x) * NR, count, p, u.groups, out + g.out_axis[1])
         y += 1 + pairs
 
 
@@ -181,10 +235,8 @@ cdef void run_block(const Work* w, Unit* u) noexcept nogil:
     cdef const Geometry* g = &w.whole
     cdef Panel p
     cdef Spot s
-    cdef Py_ssize_t number, panel, i, first = u.part * w.panels // w.parts
+    cdef Py_ssize_t number, panel, i, first_tap, first = u.part * w.panels // w.parts
     cdef real[NR] start
-    cdef Py_ssize_t step = g.out_axis[2]
-    cdef Store store = store_beside if step == 1 else store_second if step == 2 else store_scattered
     s.band_channel = w.band.rows * w.band.phases * w.band.length * w.shared
     s.weight_channel = g.taps * NR
     s.channels = u.channels
@@ -199,16 +251,18 @@ cdef void run_block(const Work* w, Unit* u) noexcept nogil:
         s.weight = w.weight + (((u.bundle - w.first_bundle) * w.panels + number) * g.channels + u.channel) * g.taps * NR
         p.lanes = smaller(w.shared * g.rows - panel * NR, NR)
         p.vectors = 1 if p.lanes <= VL else 2
-        p.first_tap = 0
-        for i in range(w.count):
+        i = first_tap = 0
+        while i < w.count:
             p.g = &w.passes[i]
-            p.across = taps_across(p.g, w.taps + p.first_tap)
+            p.joined = join_outputs(w, i, first_tap)
             p.tiles = tiles_of(w, p.g.out_size[2])
+            p.apart = w.rows * w.tiles * MR * NR if w.blocks > 1 else SUMS
             p.out = (w.out + p.g.out_offset + u.image * g.out_image + u.bundle * w.shared * g.out_group
                      + panel * NR // w.shared * g.out_row)
-            run_panel(w, u, &p, store, &s,
+            run_panel(w, u, &p, store_of(&p), &s,
                       u.sums + ((number - first) * w.count + i) * w.rows * w.tiles * MR * NR)
-            p.first_tap += p.g.taps
+            first_tap = p.joined.end
+            i += p.joined.count
 
 
 cdef void look_ahead(const Work* w, Py_ssize_t number, Unit* u) noexcept nogil:

@@ -49,9 +49,10 @@ cdef inline void multiply(const int pixels, const int vectors, const int shared,
 cdef inline void tile(const int pixels, const int vectors, const int shared, const Spot* s) noexcept nogil:
     cdef vec[MR * NV] acc
     cdef vec[NV] row
-    cdef Py_ssize_t _c, _r, t
+    cdef Py_ssize_t _c, _r, run = s.run, between = s.apart - s.run
     cdef int i, j
     cdef const Live* live
+    cdef const Live* end
     cdef const real* band = s.band
     cdef const real* second = s.band + s.half
     cdef const real* weight = s.weight
@@ -66,12 +67,14 @@ cdef inline void tile(const int pixels, const int vectors, const int shared, con
     for _c in range(s.channels):
         live = s.live
         for _r in range(s.runs):
-            for t in range(s.run):
+            end = live + run
+            while live != end:
                 for j in range(vectors):
-                    row[j] = vload(weight + live[t].weight + j * VL)
-                multiply(pixels // 2, vectors, shared, acc, band + live[t].at, row)
-                multiply(pixels // 2, vectors, shared, acc + pixels // 2 * vectors, second + live[t].at, row)
-            live += s.apart
+                    row[j] = vload(weight + live.weight + j * VL)
+                multiply(pixels // 2, vectors, shared, acc, band + live.at, row)
+                multiply(pixels // 2, vectors, shared, acc + pixels // 2 * vectors, second + live.at, row)
+                live += 1
+            live += between
         band += s.band_channel
         second += s.band_channel
         weight += s.weight_channel

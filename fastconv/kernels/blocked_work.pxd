@@ -7,6 +7,7 @@ after the other in the panels.
 from fastconv.kernels.blocked_band cimport MANY, shape
 from fastconv.kernels.blocked_tile cimport Live, Spot
 from fastconv.kernels.gemm_band cimport Band
+from fastconv.kernels.gemm_micro cimport LINE
 from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, VL, real
@@ -15,6 +16,8 @@ cdef enum:
     BAND_BYTES = 256 << 10
     PANEL_BYTES = 64 << 10  # of a block of the depth, or twice as many where all rows fit a band
     SUMS_BYTES = 512 << 10  # between blocks of the depth
+    MOST_JOINED = 4  # passes
+    PAGE = 4096
     UNITS = 4  # for each thread, at least, where there are rows enough
 
 
@@ -39,6 +42,7 @@ cdef struct Work:
     Py_ssize_t channels          # of a block of the depth
     Py_ssize_t blocks            # of the depth
     bint pairs                   # the two halves of a tile lie in two rows
+    Py_ssize_t line              # pixels whose outputs fill one, where tiles begin and end with lines, or 0
     Py_ssize_t tiles             # of a row of outputs, at most
     int phases                   # that taps read: bit q for phase q
     Py_ssize_t[NR] lanes         # from the first output of a panel to that of each lane
@@ -112,6 +116,43 @@ cdef inline Py_ssize_t taps_across(const Geometry* g, const Tap* taps) noexcept 
     return across
 
 
+# Passes whose outputs lie side by side: the phases of a step along a row.
+cdef struct Joined:
+    int count
+    Py_ssize_t width             # of a row of all their outputs
+    Py_ssize_t[MOST_JOINED] first_tap
+    Py_ssize_t[MOST_JOINED] across
+    Py_ssize_t end               # the first tap of the passes that follow
+
+
+cdef inline bint lie_beside(const Work* w, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+    """Do the outputs of so many passes fill whole rows?"""
+    cdef const Geometry* g = &w.passes[first]
+    cdef Py_ssize_t i
+    if not 1 < count <= MOST_JOINED or first + count > w.count:
+        return False
+    for i in range(1, count):
+        if g[i].out_offset != g.out_offset + i or g[i].out_size[1] != g.out_size[1]:
+            return False
+    return True
+
+
+cdef inline Joined join_outputs(const Work* w, Py_ssize_t first, Py_ssize_t first_tap) noexcept nogil:
+    """The pass `first`, and those that lie beside it."""
+    cdef Joined j
+    cdef const Geometry* g = &w.passes[first]
+    cdef int i
+    j.count = <int> g.out_axis[2] if lie_beside(w, first, g.out_axis[2]) else 1
+    j.width = 0
+    j.end = first_tap
+    for i in range(j.count):
+        j.first_tap[i] = j.end
+        j.across[i] = taps_across(g + i, w.taps + j.end)
+        j.width += g[i].out_size[2]
+        j.end += g[i].taps
+    return j
+
+
 # Rows or columns of taps.
 cdef struct Span:
     Py_ssize_t first
@@ -160,8 +201,23 @@ cdef inline bint takes_pairs(const Work* w) noexcept nogil:
     return 20 * square < 19 * flat
 
 
+cdef inline Py_ssize_t pixels_of_line(const Work* w) noexcept nogil:
+    """Rows of planes that lie pages apart share a few lines of the caches: each is to be written once."""
+    cdef Py_ssize_t step = w.passes.out_axis[2]
+    if w.passes.out_row * <Py_ssize_t> sizeof(real) % PAGE != 0 or not lie_beside(w, 0, step) or LINE % step != 0:
+        return 0
+    return LINE // step
+
+
 cdef inline Py_ssize_t tiles_of(const Work* w, Py_ssize_t width) noexcept nogil:
-    return ceil_div(width, MR // 2 if w.pairs else MR)
+    cdef Py_ssize_t most = MR // 2 if w.pairs else MR, pixels
+    if w.line > 0:
+        pixels = most // w.line * w.line
+        while pixels > 0:
+            if width % pixels == 0:
+                return width // pixels
+            pixels -= w.line
+    return ceil_div(width, most)
 
 
 cdef inline void cut_depth(Work* w, Py_ssize_t bytes) noexcept nogil:
@@ -194,6 +250,7 @@ cdef inline void cut(Work* w, const Geometry* passes, Py_ssize_t count, const Ta
     for lane in range(NR):
         w.lanes[lane] = lane % w.shared * g.out_group + lane // w.shared * g.out_row
     w.pairs = takes_pairs(w)
+    w.line = pixels_of_line(w)
     w.tiles = tiles_of(w, g.out_size[2])
     w.rows = g.out_size[1]
     w.band = shape(g, taps, w.rows)
