@@ -14,7 +14,7 @@ import numpy as np
 from fastconv import calls, engine
 from fastconv.arrays import FLOAT32, FLOAT64, Array, as_operand, check_out, is_target, new_array
 from fastconv.plan import FLOPS_PER_THREAD, Plan, plan_conv
-from fastconv.problem import ConvProblem, Padding, conv_problem, one_of
+from fastconv.problem import ConvProblem, Padding, conv_problem, is_exact, one_of
 from fastconv.threads import get_num_threads
 
 Ints = int | Sequence[int]
@@ -61,8 +61,10 @@ class Call:
 
 _bound: dict[tuple[Any, ...], Call] = {}  # by the arguments of plan_conv
 _seen: dict[tuple[Any, ...], Call] = {}  # by the arguments of conv2d or of a gradient, as given
+_seen_backward: dict[tuple[Any, ...], tuple[ConvProblem, Call, Call]] = {}  # the same of conv2d_backward
 engine.forget_on_change(_bound.clear)
 engine.forget_on_change(_seen.clear)
+engine.forget_on_change(_seen_backward.clear)
 
 
 def _call_for(plan_key: tuple[Any, ...]) -> Call:
@@ -76,22 +78,18 @@ def _call_for(plan_key: tuple[Any, ...]) -> Call:
 
 
 def _plain_key(
-    direction: str, shape: Any, a: Any, b: Any, window: tuple[Any, ...], words: tuple[Any, ...]
+    direction: str, shape: Any, operands: tuple[Any, ...], window: tuple[Any, ...], words: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
-    """What a gradient's call is known by, if its arguments are plain arrays, sizes, ints and words."""
-    if (
-        a.__class__ is np.ndarray
-        and b.__class__ is np.ndarray
-        and ((dtype := a.dtype) is FLOAT32 or dtype is FLOAT64)
-        and b.dtype is dtype
-        and a.flags.carray
-        and b.flags.carray
-        and shape.__class__ is tuple
-        and {value.__class__ for value in (*shape, *window)} == {int}
-        and {word.__class__ for word in words} == {str}
-    ):
-        return direction, shape, a.shape, b.shape, dtype is FLOAT32, window, words
-    return None
+    """What a gradient's call is known by, if its operands are plain arrays and all else is exact."""
+    dtype = getattr(operands[0], "dtype", None)
+    if not (dtype is FLOAT32 or dtype is FLOAT64) or shape.__class__ is not tuple:
+        return None
+    for array in operands:
+        if array.__class__ is not np.ndarray or array.dtype is not dtype or not array.flags.carray:
+            return None
+    if not is_exact((*shape, *window, *words)):
+        return None
+    return direction, shape, *[array.shape for array in operands], dtype is FLOAT32, window, words
 
 
 def _is_plain_bias(bias: Any, weight: Array, dtype: np.dtype[Any]) -> bool:
@@ -104,12 +102,11 @@ def _is_plain_bias(bias: Any, weight: Array, dtype: np.dtype[Any]) -> bool:
     )
 
 
-def _remember(key: tuple[Any, ...] | None, call: Call) -> Call:
+def _remember(seen: dict[tuple[Any, ...], Any], key: tuple[Any, ...] | None, known: Any) -> None:
     if key is not None:
-        if len(_seen) >= KNOWN_CALLS:
-            _seen.clear()
-        _seen[key] = call
-    return call
+        if len(seen) >= KNOWN_CALLS:
+            seen.clear()
+        seen[key] = known
 
 
 def _check_activation(activation: Any) -> bool:
@@ -211,14 +208,14 @@ def conv2d(
     (1, 20, 14, 14)
     """
     # A call seen before, on plain arrays, goes straight to its kernel: a dictionary look-up in place of
-    # the checks below. Only exact ints take part: True == 1 == 1.0 would find each other's plans.
+    # the checks below.
     if (
         input.__class__ is np.ndarray
         and weight.__class__ is np.ndarray
-        and stride.__class__ is int
-        and padding.__class__ is int
-        and dilation.__class__ is int
-        and groups.__class__ is int
+        and (
+            stride.__class__ is padding.__class__ is dilation.__class__ is groups.__class__ is int
+            or is_exact((stride, padding, dilation, groups))
+        )
     ):
         dtype = input.dtype
         if (
@@ -246,9 +243,7 @@ def conv2d(
             call = _forward_call(
                 input, weight, stride, padding, dilation, groups, padding_mode, layout, activation, algorithm
             )
-            if len(_seen) >= KNOWN_CALLS:
-                _seen.clear()
-            _seen[key] = call
+            _remember(_seen, key, call)
             return call((input, weight, bias), out)
     x = as_operand(input, "input")
     w = as_operand(weight, "weight", x.dtype)
@@ -321,14 +316,15 @@ def conv2d_input_grad(
     (1, 3, 9, 9)
     """
     window, words = (stride, padding, dilation, groups), (padding_mode, layout, algorithm)
-    key = _plain_key("input_grad", input_shape, weight, grad_output, window, words)
+    key = _plain_key("input_grad", input_shape, (weight, grad_output), window, words)
     if key is not None and (call := _seen.get(key)) is not None:
         return call((weight, grad_output), out)
     w = as_operand(weight, "weight")
     problem = conv_problem(input_shape, w.shape, *window, padding_mode=padding_mode, layout=layout)
     g = _check_grad(grad_output, problem, w.dtype)
     call = _call_for((problem, "input_grad", w.dtype, _check_algorithm(algorithm)))
-    return _remember(key, call)((w, g), out)
+    _remember(_seen, key, call)
+    return call((w, g), out)
 
 
 def conv2d_weight_grad(
@@ -376,14 +372,15 @@ def conv2d_weight_grad(
     16.0
     """
     window, words = (stride, padding, dilation, groups), (padding_mode, layout, algorithm)
-    key = _plain_key("weight_grad", weight_shape, input, grad_output, window, words)
+    key = _plain_key("weight_grad", weight_shape, (input, grad_output), window, words)
     if key is not None and (call := _seen.get(key)) is not None:
         return call((input, grad_output), out)
     x = as_operand(input, "input")
     problem = conv_problem(x.shape, weight_shape, *window, padding_mode=padding_mode, layout=layout)
     g = _check_grad(grad_output, problem, x.dtype)
     call = _call_for((problem, "weight_grad", x.dtype, _check_algorithm(algorithm)))
-    return _remember(key, call)((x, g), out)
+    _remember(_seen, key, call)
+    return call((x, g), out)
 
 
 def conv2d_backward(
@@ -433,17 +430,25 @@ def conv2d_backward(
     """
     if not isinstance(bias, bool):
         raise TypeError(f"bias: expected True or False (is its gradient wanted?), got {bias!r}")
-    x = as_operand(input, "input")
-    w = as_operand(weight, "weight", x.dtype)
-    problem = conv_problem(
-        x.shape, w.shape, stride, padding, dilation, groups, padding_mode=padding_mode, layout=layout
-    )
-    g = _check_grad(grad_output, problem, x.dtype)
-    algorithm = _check_algorithm(algorithm)
+    window, words = (stride, padding, dilation, groups), (padding_mode, layout, algorithm)
+    key = _plain_key("backward", (), (input, weight, grad_output), window, words)
+    if key is not None and (known := _seen_backward.get(key)) is not None:
+        x, w, g = input, weight, grad_output
+        problem, input_grad, weight_grad = known
+    else:
+        x = as_operand(input, "input")
+        w = as_operand(weight, "weight", x.dtype)
+        problem = conv_problem(x.shape, w.shape, *window, padding_mode=padding_mode, layout=layout)
+        g = _check_grad(grad_output, problem, x.dtype)
+        algorithm = _check_algorithm(algorithm)
+        input_grad, weight_grad = (
+            _call_for((problem, direction, x.dtype, algorithm)) for direction in ("input_grad", "weight_grad")
+        )
+        _remember(_seen_backward, key, (problem, input_grad, weight_grad))
     threads = min(get_num_threads(), max(1, g.size // FLOPS_PER_THREAD))
     return ConvGradients(
-        _call_for((problem, "input_grad", x.dtype, algorithm))((w, g), None),
-        _call_for((problem, "weight_grad", x.dtype, algorithm))((x, g), None),
+        input_grad((w, g), None),
+        weight_grad((x, g), None),
         calls.bias_grad(g, problem.out_channels, threads, problem.channels_last) if bias else None,
     )
 

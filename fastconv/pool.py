@@ -20,7 +20,7 @@ import numpy as np
 from fastconv import engine
 from fastconv.arrays import FLOAT32, FLOAT64, Array, as_operand, check_out, new_array
 from fastconv.calls_pool import FLAT, AverageCall, MaxCall, bind
-from fastconv.problem import LARGEST, Padding
+from fastconv.problem import LARGEST, Padding, is_exact
 from fastconv.problem_pool import check_flag, pool_problem
 
 Ints = int | Sequence[int]
@@ -28,14 +28,6 @@ Ints = int | Sequence[int]
 _KNOWN_CALLS = 4096  # calls kept for the fast path
 _seen: dict[tuple[Any, ...], Any] = {}  # by exact arguments
 engine.forget_on_change(_seen.clear)
-
-
-def _plain(*values: Any) -> bool:
-    """Are these ints, strings or None? True == 1 == 1.0 would find each other's calls."""
-    return all(value is None or value.__class__ in _PLAIN for value in values)
-
-
-_PLAIN = frozenset({int, str})
 
 
 def _remember(key: tuple[Any, ...], call: Any) -> None:
@@ -63,7 +55,7 @@ def _max_call(
     layout: Any,
 ) -> MaxCall:
     key = None
-    if _plain(kernel_size, stride, padding, dilation, layout) and ceil_mode.__class__ is bool:
+    if is_exact((kernel_size, stride, padding, dilation, layout)) and ceil_mode.__class__ is bool:
         key = (x.shape, x.dtype, kernel_size, stride, padding, dilation, ceil_mode, layout)
         call = _seen.get(key)
         if call is not None:
@@ -81,11 +73,11 @@ def _average_call(
 ) -> AverageCall:  # fmt: skip
     key = None
     if (
-        _plain(kernel_size, stride, padding, divisor_override, dilation, layout)
+        is_exact((kernel_size, stride, padding, divisor_override, dilation, layout))
         and ceil_mode.__class__ is bool
         and count_include_pad.__class__ is bool
         and shape.__class__ is tuple
-        and _plain(*shape)
+        and is_exact(shape)
     ):
         key = (
             "average", shape, dtype, kernel_size, stride, padding, ceil_mode, count_include_pad,

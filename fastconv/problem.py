@@ -42,6 +42,23 @@ def integer(value: Any, name: str, smallest: int = 1) -> int:
     return number
 
 
+def is_exact(values: tuple[Any, ...]) -> bool:
+    """Are these None, ints, words, and tuples of such? Two that are equal then mean the same.
+
+    What calls are known by must be so: True == 1 == 1.0 would find each other's plans.
+    """
+    for value in values:
+        kind = value.__class__
+        if (
+            kind is not int
+            and kind is not str
+            and value is not None
+            and not (kind is tuple and is_exact(value))
+        ):
+            return False
+    return True
+
+
 def per_axis(value: Any, name: str, axes: int, smallest: int = 1) -> tuple[int, ...]:
     """An int for every spatial axis, from one int or a sequence of one a spatial axis."""
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):

@@ -26,8 +26,9 @@ LARGEST_GRAD = 4  # of a tile of a weight gradient: 3x3 results at the points of
 
 VALUES_BYTES = 5 << 20  # of a block of transformed inputs at most; twice that if it is the only one
 LIMIT = 13 << 20  # of all transformed operands at a time
-# Of the operands of a weight gradient: the sums of a chunk are added to all results. Milliseconds in chunks of 7 and
-# of 11 MiB: 1024 -> 1024 at 16x16 23.1 and 15.0, batch 16 185 and 146; 512 -> 512 at 7x7, batch 16, 9.0 and 7.7.
+# Of the operands of a weight gradient: the sums of a chunk are added to all results. Milliseconds in chunks
+# of 7 and of 11 MiB: 1024 -> 1024 at 16x16 23.1 and 15.0, batch 16 185 and 146; 512 -> 512 at 7x7, batch 16,
+# 9.0 and 7.7.
 CHUNK_BYTES = 11 << 20
 MOST_TILES = 56  # of a block, which shares the second-level cache with its weights and products
 LEAST_TILES = 28  # weights are read once for so many

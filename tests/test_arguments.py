@@ -95,7 +95,8 @@ def test_gradients_take_no_activation(function):
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("stride", 1.0), ("stride", True), ("padding", False), ("dilation", True), ("dilation", 1.0),
-     ("groups", True), ("groups", 1.0), ("padding", 0.0)],
+     ("groups", True), ("groups", 1.0), ("padding", 0.0), ("stride", (1, True)), ("dilation", (1.0, 1)),
+     ("padding", (0, False)), ("padding", ((0, 0), (0, 0.0)))],
     ids=repr,
 )  # fmt: skip
 def test_equal_is_not_the_same(argument, value):
@@ -103,6 +104,8 @@ def test_equal_is_not_the_same(argument, value):
     x, w = np.ones((1, 2, 5, 5)), np.ones((3, 2, 1, 1))
     for _ in range(3):
         fastconv.conv2d(x, w, stride=1, padding=0, dilation=1, groups=1)
+        fastconv.conv2d(x, w, stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        fastconv.conv2d(x, w, padding=((0, 0), (0, 0)))
     for _ in range(2):
         with pytest.raises(TypeError, match=f"^{argument}"):
             fastconv.conv2d(x, w, **{argument: value})
@@ -128,23 +131,41 @@ def test_a_call_seen_before_checks_bias_and_out():
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("stride", 1.0), ("stride", True), ("padding", False), ("dilation", True), ("groups", True)],
+    [("stride", 1.0), ("stride", True), ("padding", False), ("dilation", True), ("groups", True),
+     ("stride", (1, True)), ("dilation", (1.0, 1)), ("padding", (0, False))],
     ids=repr,
-)
+)  # fmt: skip
 def test_equal_is_not_the_same_to_gradients(argument, value):
     x, w, g = np.ones((1, 2, 5, 5)), np.ones((3, 2, 1, 1)), np.ones((1, 3, 5, 5))
     calls = [
         lambda **more: fastconv.conv2d_input_grad(x.shape, w, g, **more),
         lambda **more: fastconv.conv2d_weight_grad(x, w.shape, g, **more),
+        lambda **more: fastconv.conv2d_backward(g, x, w, **more),
     ]
     for gradient in calls:
         for _ in range(3):
             gradient(stride=1, padding=0, dilation=1, groups=1)
+            gradient(stride=(1, 1), padding=(0, 0), dilation=(1, 1))
         with pytest.raises(TypeError, match=f"^{argument}"):
             gradient(**{argument: value})
     for shape in ((True, 2, 5, 5), (1.0, 2, 5, 5)):
         with pytest.raises(TypeError, match=r"^input"):
             fastconv.conv2d_input_grad(shape, w, g)
+
+
+def test_backward_seen_before_checks_its_operands():
+    x, w, g = np.ones((1, 2, 5, 5)), np.ones((3, 2, 1, 1)), np.ones((1, 3, 5, 5))
+    for _ in range(2):
+        grads = fastconv.conv2d_backward(g, x, w)
+        np.testing.assert_array_equal(grads.bias, [25, 25, 25])
+        assert fastconv.conv2d_backward(g, x, w, bias=False).bias is None
+        np.testing.assert_array_equal(fastconv.conv2d_backward(g[..., ::-1], x, w).weight, grads.weight)
+        with pytest.raises(ValueError, match=r"^grad_output"):
+            fastconv.conv2d_backward(g[..., 1:], x, w)
+        with pytest.raises(TypeError, match=r"^grad_output"):
+            fastconv.conv2d_backward(g.astype(np.float32), x, w)
+        with pytest.raises(TypeError, match=r"^algorithm"):
+            fastconv.conv2d_backward(g, x, w, algorithm=None)
 
 
 # Arrays

@@ -706,6 +706,11 @@ def test_an_argument_equal_to_a_known_one_is_still_checked():
             pooled(X, True, 1)
         with pytest.raises(TypeError, match="stride"):
             pooled(X, 1, 1.0)
+        pooled(X, (1, 1), (1, 1))
+        with pytest.raises(TypeError, match="kernel_size"):
+            pooled(X, (1, True), (1, 1))
+        with pytest.raises(TypeError, match="stride"):
+            pooled(X, (1, 1), (1.0, 1))
 
 
 def test_read_only_out_is_refused():
