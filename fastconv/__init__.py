@@ -8,7 +8,7 @@ The rooms, from the top; each imports only rooms below it:
     conv  pool  dense                the public operations: check, plan, allocate, call
     calls  calls_pool                bind a plan, or pooling, to the kernel entry that carries it out
     plan                             problem + CPU -> frozen Plan: which algorithm, why, in which passes
-    bank  pixels                     images of one channel, channels last: which algorithm
+    bank  pixels  weight_grad        images of one channel, channels last, weight gradients: which algorithm
     blocked                          when output channels in the lanes pay
     winograd                         how Winograd's method is cut, and when it pays; its matrices
     passes                           the geometries and blockings that kernels read; the thresholds

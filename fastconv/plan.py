@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import bank, pixels, winograd
+from fastconv import bank, pixels, weight_grad, winograd
 from fastconv.blocked import gain, rest_of
 from fastconv.engine import forget_on_change, load
 from fastconv.passes import (
@@ -39,6 +39,16 @@ DEPTHWISE_FLOPS = 2_000  # and up to here where a group has one input channel
 # FEW_TAPS it is from half as many on.
 MANY_FILTERS = 64
 FEW_TAPS = 9
+# Filters a group from which on 1x1 filters of one channel are a matrix product, and bytes of results that
+# "gemm" writes past the caches. Microseconds by "direct", "gemm" and "depthwise" (AVX-512): 8 channels at
+# 112x112, batch 4, 48, 103, 102; 192 at 64x64, batch 4, 1,326, 752, 1,093; 3 -> 24 at 160x160, batch 8, 715,
+# 468, 976; input gradients, 1 -> 16 at 160x160 32, 37, 80, 1 -> 32 at 112x112, batch 4, 115, 99, 317.
+SCALED = {"forward": 4, "input_grad": 32}
+SCALED_BYTES = 8 << 20
+# Input gradients of depthwise steps of 3 have nine phases, which "blocked" joins: 96 channels, 3x3 at 64x64,
+# batch 2, 276 us, by "depthwise" 526; on AVX2 16 channels at 112x112 92 and 130. Fewer taps leave phases
+# empty, and with many "depthwise" is faster: 576 channels, 11x11 at 28x28, batch 8, 5.7 ms and 3.5 (AVX2).
+JOINED_STEP, JOINED_TAPS = 3, 25
 # Whose weight gradients arrange their sums themselves.
 SELF_CUT = ("depthwise", "filter", "shifted", "blocked")
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
@@ -231,6 +241,26 @@ def _is_tiny(problem: ConvProblem) -> bool:
     return problem.flops <= DIRECT_FLOPS and problem.parameters <= weights
 
 
+def _scales(problem: ConvProblem) -> bool:
+    """Is a result a sum of planes of the same size, each times a number?"""
+    ones = max(problem.kernel) == max(problem.stride) == 1
+    return ones and not any(map(any, problem.pads))
+
+
+def _joins_phases(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> bool:
+    """An input gradient of depthwise steps, whose rows fill vectors."""
+    vector = load(dtype).machine.tile()[2]
+    return (
+        direction == "input_grad"
+        and problem.axes == 2
+        and problem.group_out == 1 < problem.groups
+        and problem.stride[-1] == JOINED_STEP <= problem.kernel[-1]
+        and prod(problem.kernel) <= JOINED_TAPS
+        and problem.out_size[-1] >= vector
+        and not problem.channels_last
+    )
+
+
 def _has_patches(problem: ConvProblem, direction: str) -> bool:
     """An input gradient whose taps are rows of one product (kernels/gemm_patch.pxd)."""
     return direction == "input_grad" and problem.is_patchwork
@@ -251,26 +281,26 @@ def _choose_direct(
     problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[Any]
 ) -> tuple[str, str]:
     """The best of the algorithms that multiply every tap."""
-    many = (
-        direction == "forward"
-        and problem.flops > DIRECT_FLOPS
-        and problem.group_out >= (MANY_FILTERS if prod(problem.kernel) > FEW_TAPS else MANY_FILTERS // 2)
-    )
-    if problem.flops > DEPTHWISE_FLOPS and find("conv", direction, "depthwise").supports(problem):
+    tiny = _is_tiny(problem)
+    alone = find("conv", direction, "depthwise").supports(problem)
+    alone = alone and (problem.flops > DEPTHWISE_FLOPS or not tiny)
+    if tiny and not alone and not prepared:
+        return "direct", "few products of few weights: packing would cost more"
+    if direction == "weight_grad":
+        return weight_grad.choose(problem)
+    if alone and _scales(problem) and not problem.channels_last:
+        result = problem.output_shape if direction == "forward" else problem.input_shape
+        if problem.group_out < SCALED[direction] and prod(result) * dtype.itemsize < SCALED_BYTES:
+            return "direct", "1x1, one input channel a group: planes are scaled where they lie"
+        return "gemm", "1x1, one input channel a group: a product of a column and a row"
+    if alone:
         if problem.groups == 1 and direction == "forward":
             return bank.choose(problem, dtype)
-        if not many:
+        many = MANY_FILTERS if prod(problem.kernel) > FEW_TAPS else MANY_FILTERS // 2
+        if _joins_phases(problem, direction, dtype):
+            return "blocked", "depthwise steps: phases that lie side by side leave as one row"
+        if direction == "input_grad" or problem.flops <= DIRECT_FLOPS or problem.group_out < many:
             return "depthwise", "one input channel a group: nothing to sum over channels"
-    if _is_tiny(problem) and not prepared:
-        return "direct", "few products of few weights: packing would cost more"
-    # Timed from 2 to 512 channels a group: with taps "shifted" takes 0.1 to 1.0 times as long as "gemm".
-    if (
-        direction == "weight_grad"
-        and prod(problem.kernel) > 1
-        and all(s <= k for s, k in zip(problem.stride, problem.kernel, strict=True))
-        and find("conv", direction, "shifted").supports(problem)
-    ):
-        return "shifted", "taps read one copy of the image"
     # Weights of an input gradient lie as this kernel reads them; others have to be packed for it beforehand.
     if (
         (direction == "input_grad" or (direction == "forward" and prepared))
@@ -283,8 +313,7 @@ def _choose_direct(
     few = problem.batch * prod(problem.out_size) < PACK_PIXELS and not prepared and direction == "forward"
     costly = few and prod(problem.weight_shape) * dtype.itemsize > PACK_LIMIT
     if (
-        direction != "weight_grad"
-        and not costly
+        not costly
         and find("conv", direction, "blocked").supports(problem)
         and gain(problem, direction, dtype) >= 1
     ):

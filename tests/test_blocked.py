@@ -223,3 +223,21 @@ def test_refuses_volumes():
     problem = conv_problem((1, 2, 3, 3, 3), (2, 2, 2, 2, 2), axes=3)
     with pytest.raises(ValueError, match=r"^algorithm: 'blocked' does not take this problem"):
         plan.plan_conv(problem, "forward", np.dtype(np.float32), "blocked")
+
+
+def test_auto_takes_it_for_depthwise_steps_of_three(isa):
+    def chosen(size, kernel, stride, **more):
+        shapes = (1, 32, size, size), (32, 1, kernel, kernel)
+        options = {"groups": 32, "stride": stride, "direction": "input_grad", **more}
+        return fastconv.plan_conv2d(*shapes, **options).algorithm
+
+    assert chosen(64, 3, 3) == chosen(64, 5, 3) == "blocked"
+    assert chosen(64, 3, 2) == chosen(64, 2, 3) == chosen(64, 7, 3) == chosen(7, 3, 3) == "depthwise"
+    assert chosen(64, 3, 3, direction="forward") == "depthwise"
+
+
+def test_auto_leaves_long_steps_of_groups_to_gemm(isa):
+    def chosen(kernel, stride):
+        return fastconv.plan_conv2d((8, 128, 32, 32), (128, 16, *kernel), groups=8, stride=stride).algorithm
+
+    assert chosen((2, 2), 3) == chosen((1, 7), 3) == "gemm"

@@ -1,5 +1,6 @@
 """Direct convolution: stretches of a row, steps, and the small problems it is made for."""
 
+import numpy as np
 import pytest
 from conftest import case, check, every_direction, operands
 
@@ -43,3 +44,32 @@ def test_small_problems_are_direct_unless_told():
     assert fastconv.plan_conv2d(shape, filters).algorithm == "direct"
     assert fastconv.plan_conv2d(shape, filters, algorithm="gemm").algorithm == "gemm"
     assert fastconv.plan_conv2d((1, 64, 56, 56), (64, 64, 3, 3)).algorithm != "direct"
+
+
+@pytest.mark.parametrize("pixels", [4095, 4096, 4097, 3 * 4096 + 65])
+def test_weight_gradients_of_planes_are_summed_in_stretches(pixels, isa, dtype):
+    """1x1 filters without padding: a scalar product of planes."""
+    problem = case((2, 3, 1, pixels), (6, 1, 1, 1), groups=3)
+    check("weight_grad", operands(problem, dtype), "direct")
+
+
+def test_long_sums_round_little(isa):
+    """A plane of a million products, of mean 100: the error is far below that of a sum one by one."""
+    x, g = np.random.default_rng(0).uniform(9.5, 10.5, (2, 1, 1, 1024, 1024)).astype(np.float32)
+    (found,) = fastconv.conv2d_weight_grad(x, (1, 1, 1, 1), g, algorithm="direct").ravel()
+    want = np.vdot(x.astype(np.float64), g.astype(np.float64))
+    assert abs(found - want) <= 1e-6 * want
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+def test_planes_are_scaled_where_they_lie(direction, isa):
+    def chosen(channels, filters, size, **more):
+        shapes = (1, channels, size, size), (filters, 1, 1, 1)
+        return fastconv.plan_conv2d(*shapes, groups=channels, direction=direction, **more).algorithm
+
+    assert chosen(32, 32, 28) == chosen(32, 64, 28) == "direct"
+    assert chosen(192, 192, 128) == "gemm"  # 12 MB of results
+    assert chosen(2, 128, 28) == "gemm"
+    assert chosen(32, 32, 28, stride=2) == chosen(32, 32, 28, padding=1) == "depthwise"
+    last = fastconv.plan_conv2d((1, 28, 28, 32), (32, 1, 1, 1), groups=32, layout="NHWC", direction=direction)
+    assert last.algorithm == "depthwise"

@@ -18,7 +18,7 @@ ROOMS = (
     ("conv", "pool", "dense", "resample", "unfold"),
     ("calls", "calls_pool"),
     ("plan",),
-    ("bank", "pixels"),
+    ("bank", "pixels", "weight_grad"),
     ("blocked",),
     ("winograd",),
     ("passes",),

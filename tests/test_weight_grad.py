@@ -138,3 +138,36 @@ def test_many_blocks(problem, threads, small_cache, dtype):
         alone = compute(DIRECTION, data, "gemm")
     with fastconv.threads(threads):
         assert identical(compute(DIRECTION, data, "gemm"), alone)
+
+
+@pytest.mark.parametrize(
+    ("shape", "filters", "options", "algorithm"),
+    [
+        # 1x1: scalar products of planes
+        ((1, 32, 28, 28), (32, 1, 1, 1), {"groups": 32}, "direct"),
+        ((1, 1, 28, 28), (96, 1, 1, 1), {}, "direct"),
+        ((1, 32, 28, 28), (1, 32, 1, 1), {}, "direct"),
+        ((1, 4, 28, 28), (4, 4, 1, 1), {}, "direct"),
+        ((1, 8, 28, 28), (16, 8, 1, 1), {}, "gemm"),
+        ((1, 32, 28, 28), (32, 1, 1, 1), {"groups": 32, "stride": 2}, "depthwise"),
+        ((1, 28, 28, 32), (32, 1, 1, 1), {"groups": 32, "layout": "NHWC"}, "depthwise"),
+        # filters a channel
+        ((1, 8, 28, 28), (56, 1, 3, 3), {"groups": 8}, "depthwise"),
+        ((1, 8, 28, 28), (64, 1, 3, 3), {"groups": 8}, "shifted"),
+        ((1, 8, 28, 28), (24, 1, 3, 3), {"groups": 8, "stride": 2}, "depthwise"),
+        ((1, 8, 28, 28), (32, 1, 3, 3), {"groups": 8, "stride": 2}, "shifted"),
+        ((1, 8, 28, 28), (16, 1, 3, 3), {"groups": 8, "stride": 3}, "shifted"),
+        ((1, 1, 28, 28), (64, 1, 3, 3), {"dilation": 2}, "gemm"),
+        # steps wider than a filter
+        ((1, 16, 28, 28), (32, 16, 2, 2), {"stride": 3}, "shifted"),
+        ((1, 16, 28, 28), (32, 16, 2, 2), {"stride": 4}, "gemm"),
+        ((1, 16, 28, 28), (4, 16, 2, 2), {"stride": 4}, "shifted"),
+        ((1, 16, 28, 28), (32, 16, 1, 1), {"stride": 2}, "gemm"),
+        # beyond the reach of strips
+        ((1, 2, 8, 4000), (2, 2, 1, 3), {"dilation": (1, 1900)}, "gemm"),
+    ],
+    ids=str,
+)
+def test_what_auto_takes(shape, filters, options, algorithm):
+    plan = fastconv.plan_conv2d(shape, filters, direction="weight_grad", **options)
+    assert plan.algorithm == algorithm

@@ -13,11 +13,12 @@ from cython.parallel cimport parallel, prange
 from fastconv.kernels.gemm_pack cimport ceil_div, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
-    VL, flush_denormals, real, restore_denormals, vec, vfma, vload, vset1, vstore, vsum, vzero,
+    VL, flush_denormals, real, restore_denormals, vadd, vec, vfma, vload, vset1, vstore, vsum, vzero,
 )
 
 cdef enum:
     STRETCH = 256
+    SUMMED = 4096     # products of one sum
 
 
 # The part of a row of outputs that one tap reaches inside the input.
@@ -148,15 +149,36 @@ def conv(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray 
                 restore_denormals(mode)
 
 
-cdef inline real dot(const real* a, const real* b, Py_ssize_t step, Py_ssize_t count) noexcept nogil:
+cdef inline real dot_stretch(const real* a, const real* b, Py_ssize_t count) noexcept nogil:
+    """Four chains of sums hide the latency of their additions."""
+    cdef Py_ssize_t i = 0, chain
+    cdef real total
+    cdef vec[4] sums
+    for chain in range(4):
+        sums[chain] = vzero()
+    while i + 4 * VL <= count:
+        for chain in range(4):
+            sums[chain] = vfma(vload(a + i + chain * VL), vload(b + i + chain * VL), sums[chain])
+        i += 4 * VL
+    while i + VL <= count:
+        sums[0] = vfma(vload(a + i), vload(b + i), sums[0])
+        i += VL
+    total = vsum(vadd(vadd(sums[0], sums[1]), vadd(sums[2], sums[3])))
+    while i < count:
+        total += a[i] * b[i]
+        i += 1
+    return total
+
+
+cdef real dot(const real* a, const real* b, Py_ssize_t step, Py_ssize_t count) noexcept nogil:
+    """Stretch by stretch: short sums round little."""
     cdef Py_ssize_t i = 0
     cdef real total = 0
-    cdef vec sums = vzero()
     if step == 1:
-        while i + VL <= count:
-            sums = vfma(vload(a + i), vload(b + i), sums)
-            i += VL
-        total = vsum(sums)
+        while i < count:
+            total += dot_stretch(a + i, b + i, smaller(count - i, SUMMED))
+            i += SUMMED
+        return total
     while i < count:
         total += a[i] * b[i * step]
         i += 1
