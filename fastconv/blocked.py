@@ -42,9 +42,9 @@ LEAST_DEPTH = 64  # of a single group: with less the transposition of results sh
 # takes 164 us, by "gemm" 179. Not where planes of results lie pages apart (3 -> 128 at 256x256: 330, 264),
 # nor where "gemm" writes them past the caches (3 -> 64 at batch 16: 3.8 ms, 3.1).
 LONG_STEPS, LEAST_DEPTH_OF_LONG_STEPS = (3, 4), 32
-# Groups with steps of 3 and more: lines are copied element by element, each in the time of so many products.
+# Groups with steps of 3 and more: images are copied element by element, each in the time of so many products.
 # 128 channels in 8 groups, 2x2 with stride 3 at 32x32, batch 8: 788 us, by "gemm" 325.
-FAR_STEP, COPIED = 3, 24
+FAR_STEP, COPIED = 3, 16
 # With fewer products than these a tile's end, where results are transposed, shows beside "gemm", with large
 # tiles and steps of 1 and 2: 3 -> 64, 7x7, to 112x112 takes 1,061 us, by "gemm" 1,014.
 SHALLOW_DEPTH, SHALLOW = 160, 0.87
@@ -116,12 +116,6 @@ def _gain_of_joined(problem: ConvProblem, dtype: np.dtype[Any], large: bool, fil
     return (products + RUN * runs) / (products / (speed * fill) + moved)
 
 
-def _copied(problem: ConvProblem) -> float:
-    """Elements of lines that filters meet, for each product."""
-    lines = min(problem.in_size[0], problem.out_size[0] * problem.kernel[0]) if problem.axes > 1 else 1
-    return lines * problem.in_size[-1] / (prod(problem.out_size) * prod(problem.kernel) * problem.group_out)
-
-
 def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
     """The time of "gemm" over that of "blocked", roughly; 0 for what was not measured."""
     machine = load(dtype).machine
@@ -155,7 +149,7 @@ def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
         return 0.0
     steps = max(problem.stride) > 1
     if direction == "forward" and problem.groups > 1 and max(problem.stride) >= FAR_STEP:
-        fill /= 1 + COPIED * _copied(problem)
+        fill /= 1 + COPIED * prod(problem.in_size) / (prod(problem.out_size) * prod(problem.kernel) * rows)
     if large:
         whole = TALL * fill * (STEPS[direction] if steps else 1)
         if problem.groups == 1 and depth < SHALLOW_DEPTH and max(problem.stride) <= 2:

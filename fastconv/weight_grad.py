@@ -16,7 +16,8 @@ from fastconv.registry import find
 # 1x1 filters are scalar products of planes, which lie in memory as they are read. Microseconds by "direct",
 # "gemm" and "depthwise" (AVX-512): 64 groups of one channel at 112x112 61, 1,320, 849; one channel, 96
 # filters there 83, 186, 1,218; 2 -> 8 at 40x40, batch 8, 15 and 28 by the first two.
-FEW_PAIRS = 16  # of a filter and a channel, of a group
+FEW_PAIRS, FEW_PAIRS_OF_STEPS = 24, 4  # of a filter and a channel, of a group, with stride 1 and with more
+THIN = 2  # so few filters or channels are as good whatever there is of the others, with stride 1
 # Filters a channel from which on "shifted" is faster than "depthwise", which copies the image for each of
 # them, with strides of 1, 2, and 3 and more. 64 of one channel, 4x4, to 37x37 with stride 3: 20 and 180 us.
 MANY_FILTERS = (8, 4, 2)
@@ -28,23 +29,32 @@ FARTHEST, FEW_FILTERS = 1.5, 8
 LEAST_CHANNELS, MOST_FILTERS = 3, 32
 
 
+def _meets_planes(problem: ConvProblem) -> bool:
+    """Is every result a scalar product of planes, and are there few?"""
+    channels, filters = problem.group_in, problem.group_out
+    if prod(problem.kernel) > 1 or any(map(any, problem.pads)):
+        return False
+    if problem.channels_last and channels == filters == 1:  # "depthwise" reads them in place
+        return False
+    if max(problem.stride) > 1:
+        return channels * filters <= FEW_PAIRS_OF_STEPS
+    return channels * filters <= FEW_PAIRS or min(channels, filters) <= THIN
+
+
 def choose(problem: ConvProblem) -> tuple[str, str]:
     """An algorithm, and why."""
 
     def takes(algorithm: str) -> bool:
         return find("conv", "weight_grad", algorithm).supports(problem)
 
-    channels, filters, taps = problem.group_in, problem.group_out, prod(problem.kernel)
-    # Planes as they lie: with channels last, "depthwise" alone reads them in place.
-    in_place = not problem.channels_last or (channels, filters) != (1, 1)
-    single = taps == 1 and max(problem.stride) == 1 and not any(map(any, problem.pads)) and in_place
-    if single and (1 in (channels, filters) or channels * filters <= FEW_PAIRS):
+    if _meets_planes(problem):
         return "direct", "1x1: scalar products of planes where they lie"
+    channels, filters = problem.group_in, problem.group_out
     many = MANY_FILTERS[min(max(problem.stride), len(MANY_FILTERS)) - 1]
-    if channels == 1 and not single and filters < many and takes("depthwise"):
+    if channels == 1 and filters < many and takes("depthwise"):
         return "depthwise", "one input channel a group: nothing to sum over channels"
     apart = problem.dilation[-1] > 1 and channels <= LEAST_CHANNELS and filters >= MOST_FILTERS
     near = problem.stride[-1] <= FARTHEST * problem.kernel[-1] or filters <= FEW_FILTERS
-    if taps > 1 and near and not apart and takes("shifted"):
+    if prod(problem.kernel) > 1 and near and not apart and takes("shifted"):
         return "shifted", "taps read one copy of the image"
     return "gemm", "the general form"

@@ -149,7 +149,9 @@ def test_many_blocks(problem, threads, small_cache, dtype):
         ((1, 32, 28, 28), (1, 32, 1, 1), {}, "direct"),
         ((1, 4, 28, 28), (4, 4, 1, 1), {}, "direct"),
         ((1, 8, 28, 28), (16, 8, 1, 1), {}, "gemm"),
-        ((1, 32, 28, 28), (32, 1, 1, 1), {"groups": 32, "stride": 2}, "depthwise"),
+        ((1, 32, 28, 28), (2, 32, 1, 1), {}, "direct"),
+        ((1, 32, 28, 28), (32, 1, 1, 1), {"groups": 32, "stride": 2}, "direct"),
+        ((1, 32, 28, 28), (32, 1, 1, 1), {"groups": 32, "padding": 1}, "depthwise"),
         ((1, 28, 28, 32), (32, 1, 1, 1), {"groups": 32, "layout": "NHWC"}, "depthwise"),
         # filters a channel
         ((1, 8, 28, 28), (56, 1, 3, 3), {"groups": 8}, "depthwise"),
