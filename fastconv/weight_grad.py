@@ -3,7 +3,7 @@
 Thresholds come from 8,500 layers on one thread, float32, AVX-512 and AVX2: depthwise with 1 to 8 filters a
 channel, 1 to 96 filters of one channel, few channels in or out, groups, and 3 to 512 channels; 1x1 to 11x11,
 strides of 1 to 3, maps of 7 to 160 pixels, batches of 1 to 8. The rules before these took more than 1.3 times
-as long as the fastest algorithm on 1,793 of them, up to 20 times; these do on 374, up to 3.5 times.
+as long as the fastest algorithm on 1,793 of them, up to 20 times; these do on 285, up to 3.1 times.
 """
 
 from __future__ import annotations

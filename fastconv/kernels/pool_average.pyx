@@ -9,10 +9,11 @@ summed first, then along the width; the gradient goes the same way, phase by pha
 
 cimport numpy as cnp
 from cython.parallel cimport parallel, prange, threadid
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
+from fastconv.kernels.gemm_pack cimport larger, smaller
 from fastconv.kernels.pool cimport (
-    Band, PoolGeometry, band_of, bands_of, carve, fill, in_row, input_size, out_row, window_rows,
+    Band, PoolGeometry, band_of, bands_of, carve, fill, flat, in_row, input_size, out_row, output_size, window_rows,
 )
 from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
@@ -23,6 +24,9 @@ from fastconv.kernels.pool_values cimport Call, Scratch, layout, prepare, run_un
 from fastconv.kernels.simd cimport (
     VL, flush_denormals, real, restore_denormals, vdiv, vec, vload, vload_first, vmul, vset1, vstore, vstore_first,
 )
+
+cdef enum:
+    FEW = 130  # elements added for a row of the input, and four for each row of a window
 
 
 cdef struct Task:
@@ -121,25 +125,67 @@ cdef void sum_terms(const real** terms, Py_ssize_t count, real* to, Py_ssize_t w
         reduce_exactly(False, terms, count, 1, &b, &none)
 
 
-cdef void backward_band(const Task* task, const Band* band, const Ring* s) noexcept nogil:
+cdef void gradient_row(const Task* task, const Band* band, Py_ssize_t height, const Ring* s, real* row) noexcept nogil:
     cdef const PoolGeometry* g = task.geometry
-    cdef real* to = task.grad_input + (band.plane * g.in_size[0] + band.depth) * g.in_size[1] * in_row(g)
-    cdef Py_ssize_t height, phase, count, slot
-    cdef real* row
+    cdef Py_ssize_t phase, count = list_windows(task, band, height, s)
+    sum_terms(s.rows, count, s.total + s.joint.left, out_row(g))
+    if g.stride[2] == 1:
+        count = list_terms(s, 0, g.before[2] * g.inner)
+        sum_terms(s.terms, count, row, in_row(g))
+        return
+    for phase in range(g.stride[2]):
+        count = list_terms(s, phase, 0)
+        sum_terms(s.terms, count, s.joint.phases + phase * s.joint.width, s.joint.width)
+    join_phases(g, &s.joint, row)
+
+
+cdef void backward_band(const Task* task, const Band* band, const Ring* s) noexcept nogil:
+    """Rows that the same windows lie over are equal."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef Py_ssize_t height, slot, first, last, first_before = -1, last_before = -1
+    cdef real* row = task.grad_input + (band.plane * g.in_size[0] + band.depth) * g.in_size[1] * in_row(g)
+    row += band.first * in_row(g)
     for slot in range(s.slots):
         s.held[slot] = -1
     for height in range(band.first, band.last):
-        row = to + height * in_row(g)
-        count = list_windows(task, band, height, s)
-        sum_terms(s.rows, count, s.total + s.joint.left, out_row(g))
-        if g.stride[2] == 1:
-            count = list_terms(s, 0, g.before[2] * g.inner)
-            sum_terms(s.terms, count, row, in_row(g))
-            continue
-        for phase in range(g.stride[2]):
-            count = list_terms(s, phase, 0)
-            sum_terms(s.terms, count, s.joint.phases + phase * s.joint.width, s.joint.width)
-        join_phases(g, &s.joint, row)
+        first = first_window(g, 1, height)
+        last = last_window(g, 1, height)
+        if first == first_before and last == last_before and g.dilation[1] == 1:
+            memcpy(row, row - in_row(g), in_row(g) * sizeof(real))
+        else:
+            gradient_row(task, band, height, s, row)
+        first_before = first
+        last_before = last
+        row += in_row(g)
+
+
+cdef inline bint few_outputs(const PoolGeometry* g) noexcept nogil:
+    """Is there less to add than to set up rows for?"""
+    return (g.inner == 1 and flat(g) and g.dilation[1] == g.dilation[2] == 1
+            and g.out_size[1] * g.out_size[2] * g.kernel[1] * (g.kernel[2] + 4) <= FEW * g.in_size[1])
+
+
+cdef void scatter_band(const Task* task, const Band* band) noexcept nogil:
+    """Window after window, to the rows of a band."""
+    cdef const PoolGeometry* g = task.geometry
+    cdef const real* columns = task.divisors + g.out_size[0] + g.out_size[1]
+    cdef real* to = task.grad_input + band.plane * input_size(g)
+    cdef const real* grad
+    cdef real value, row
+    cdef Py_ssize_t p, q, y, x, top, bottom, left, right
+    memset(to + band.first * g.in_size[2], 0, (band.last - band.first) * g.in_size[2] * sizeof(real))
+    for p in range(first_window(g, 1, band.first), last_window(g, 1, band.last - 1)):
+        row = task.divisors[0] * task.divisors[1 + p]
+        grad = task.grad_output + band.plane * output_size(g) + p * g.out_size[2]
+        top = larger(p * g.stride[1] - g.before[1], band.first)
+        bottom = smaller(p * g.stride[1] - g.before[1] + g.kernel[1], band.last)
+        for q in range(g.out_size[2]):
+            value = grad[q] / (row * columns[q])
+            left = larger(q * g.stride[2] - g.before[2], 0)
+            right = smaller(q * g.stride[2] - g.before[2] + g.kernel[2], g.in_size[2])
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    to[y * g.in_size[2] + x] += value
 
 
 cdef void spread_band(const Task* task, const Band* band) noexcept nogil:
@@ -161,6 +207,9 @@ cdef void gradient_unit(const Task* task, Py_ssize_t unit, char* memory) noexcep
     cdef Band band = band_of(unit, task.cut, task.bands)
     if task.spreads:
         spread_band(task, &band)
+        return
+    if few_outputs(task.geometry):
+        scatter_band(task, &band)
         return
     layout_ring(task.geometry, memory, &s)
     backward_band(task, &band, &s)

@@ -5,7 +5,8 @@ Every element of the input lies in one window at most, so the gradient is writte
     to[p * R + r, q * S + s] = value of tap (r, s) of window (p, q); 0 in rows and columns after the last window
 
 That value is grad_output where the window's index is the tap, else 0; or, of an average, grad_output over the
-divisor. Whole vectors are stored: what runs on is overwritten by what follows.
+divisor. Whole vectors are stored: what runs on is overwritten by what follows; where windows are wider than two
+columns, maxima are placed one by one among zeros.
 """
 
 from libc.stdint cimport uint8_t
@@ -107,25 +108,20 @@ cdef inline void spread_pairs(const PoolGeometry* g, const Grads* w, bint coded,
         at += width
 
 
-cdef inline void spread_runs(const PoolGeometry* g, const Grads* w, bint coded, Py_ssize_t lines, real* to,
+cdef inline void spread_runs(const PoolGeometry* g, const Grads* w, Py_ssize_t lines, real* to,
                              bint exact) noexcept nogil:
-    """Rows of windows of any width: one run after the other, then zeros."""
-    cdef Py_ssize_t _, r, i, x, code, at = 0, columns = g.kernel[2]
+    """Averages of rows of windows of any width: one run after the other, then zeros."""
+    cdef Py_ssize_t _line, _row, i, x, at = 0, columns = g.kernel[2]
     cdef Py_ssize_t width = g.out_size[2] * columns, row = g.in_size[2]
-    cdef vec value = vzero()
-    for _ in range(lines):
-        for r in range(g.kernel[1]):
+    cdef vec value
+    for _line in range(lines):
+        for _row in range(g.kernel[1]):
             for i in range(g.out_size[2]):
-                if not coded:
-                    value = finished(w.finish, 0, 0, vset1(w.values[at + i]))
+                value = finished(w.finish, 0, 0, vset1(w.values[at + i]))
                 x = 0
                 while x < columns:
                     store_up_to(to + i * columns + x, columns - x, value, exact)
                     x += VL
-                if coded:
-                    code = (w.bytes[at + i] if w.lanes == NULL else w.lanes[at + i]) - r * columns
-                    if 0 <= code < columns:
-                        to[i * columns + code] = w.values[at + i]
             x = width
             while x < row:
                 store_up_to(to + x, row - x, vzero(), exact)
@@ -134,12 +130,32 @@ cdef inline void spread_runs(const PoolGeometry* g, const Grads* w, bint coded, 
         at += g.out_size[2]
 
 
+cdef inline void place(const PoolGeometry* g, const Grads* w, const bint wide, Py_ssize_t lines,
+                       real* to) noexcept nogil:
+    """Maxima of windows of any width: zeros, and one element of each window; `wide` codes are lanes."""
+    cdef Py_ssize_t _, i, r, at = 0, columns = g.kernel[2], row = g.in_size[2]
+    cdef unsigned int code, inverse = 65536 // <unsigned int> columns + 1  # code // columns, where codes are bytes
+    for _ in range(lines):
+        memset(to, 0, g.kernel[1] * row * sizeof(real))
+        for i in range(g.out_size[2]):
+            code = <unsigned int> w.lanes[at + i] if wide else w.bytes[at + i]
+            r = code // <unsigned int> columns if wide else code * inverse >> 16
+            if r < g.kernel[1]:
+                to[r * row + i * columns + code - r * columns] = w.values[at + i]
+        to += g.kernel[1] * row
+        at += g.out_size[2]
+
+
 cdef inline void spread_rows(const PoolGeometry* g, const Grads* w, bint coded, Py_ssize_t lines, real* to,
                              bint exact) noexcept nogil:
     if g.kernel[2] == 2:
         spread_pairs(g, w, coded, lines, to, exact)
+    elif not coded:
+        spread_runs(g, w, lines, to, exact)
+    elif w.lanes == NULL:
+        place(g, w, False, lines, to)
     else:
-        spread_runs(g, w, coded, lines, to, exact)
+        place(g, w, True, lines, to)
 
 
 cdef inline void spread_pixels(const PoolGeometry* g, const Grads* w, bint coded, real* to) noexcept nogil:
