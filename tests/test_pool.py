@@ -801,3 +801,56 @@ def test_positions_between_dilated_taps_are_refused():
     positions[0, 0, 0, 0] += 1
     with pytest.raises(ValueError, match="indices"):
         max_pool2d_backward(y, x, 2, 1, dilation=2, indices=positions)
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding"),
+    [
+        ((24, 8), 8, 8, 4),
+        ((30, 9), 8, 3, 4),
+        ((40, 7), 3, 2, 1),
+        ((40, 9), (3, 1), 3, 0),
+        ((64, 64), 13, 13, 6),
+    ],
+    ids=str,
+)
+def test_gradients_of_averages_of_few_outputs(
+    size, window, stride, padding, count_include_pad, isa, dtype, rng
+):
+    """Window by window, or rows copied: a plane in one piece, and cut among threads."""
+    options = {"stride": stride, "padding": padding, "count_include_pad": count_include_pad}
+    shape = (1, 2, *size)
+    y = avg_pool2d(np.zeros(shape, dtype), window, **options)
+    g = normal(rng, y.shape, dtype)
+    results = []
+    for threads in (1, 2, 5):
+        with fastconv.threads(threads):
+            results.append(avg_pool2d_backward(g, shape, window, **options))
+    x = normal(rng, shape, np.float64)
+    inner = np.vdot(avg_pool2d(x, window, **options), g.astype(np.float64))
+    pool._seen.clear()
+    calls_pool._bound.clear()
+    assert abs(np.vdot(x, results[0].astype(np.float64)) - inner) <= 1e-4 * np.abs(g).sum()
+    want = np.zeros(shape)
+    for p, q in np.ndindex(y.shape[2:]):
+        probe = np.zeros((1, 1, *y.shape[2:]))
+        probe[0, 0, p, q] = 1
+        want += g[:, :, p, q, None, None] * avg_pool2d_backward(probe, (1, 1, *size), window, **options)
+    np.testing.assert_allclose(results[0], want, atol=4e-6)
+    assert all(other.tobytes() == results[0].tobytes() for other in results[1:])
+
+
+@pytest.mark.parametrize("form", [True, "window"])
+@pytest.mark.parametrize("window", [2, 3, 5, (1, 9), (9, 1), (17, 17), (2, 150)], ids=str)
+def test_maxima_of_windows_side_by_side(window, form, isa, dtype, rng):
+    """Two columns are spread, wider windows placed; codes of 8 and of 16 bits, rows and columns left over."""
+    rows, columns = window if isinstance(window, tuple) else (window, window)
+    x = normal(rng, (2, 3, 2 * rows + rows // 2, 3 * columns + columns // 2), dtype)
+    y, indices = max_pool2d(x, window, return_indices=form)
+    g = normal(rng, y.shape, dtype)
+    want = np.zeros(x.shape, dtype)
+    for n, c, p, q in np.ndindex(y.shape):
+        at = np.s_[n, c, p * rows : (p + 1) * rows, q * columns : (q + 1) * columns]
+        want[at][np.unravel_index(np.argmax(x[at]), (rows, columns))] = g[n, c, p, q]
+    np.testing.assert_array_equal(max_pool2d_backward(g, x, window, indices=indices), want)
