@@ -214,7 +214,8 @@ def test_auto_takes_it_where_there_are_taps():
     assert chosen((1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3) == "shifted"
     assert chosen((1, 64, 56, 56), (64, 64, 5, 5), padding=2) == "shifted"
     assert chosen((1, 64, 56, 56), (64, 64, 1, 1)) == "gemm"
-    assert chosen((1, 64, 56, 56), (64, 64, 2, 2), stride=3) == "gemm"
+    assert chosen((1, 64, 56, 56), (64, 64, 2, 2), stride=3) == "shifted"
+    assert chosen((1, 64, 56, 56), (64, 64, 2, 2), stride=4) == "gemm"
     assert chosen((1, 64, 56, 56), (64, 1, 3, 3), groups=64) == "depthwise"
     assert chosen((1, 8, 100, 100), (8, 8, 40, 3)) == "gemm"
 
