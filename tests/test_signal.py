@@ -300,6 +300,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(direct, "SIGNAL_LENGTH", 16)
     monkeypatch.setattr(direct, "SHORTEST_ROW", 1)
     monkeypatch.setattr(overlap_save, "TILE_ELEMENTS", 64)
+    monkeypatch.setattr(overlap_save, "MANY_ELEMENTS", 64)
     monkeypatch.setattr(overlap_save, "GROUP_ELEMENTS", 300)
     monkeypatch.setattr(overlap_save, "ELEMENTS_PER_THREAD", 1)
     overlap_save.tiling.cache_clear()

@@ -27,6 +27,10 @@ from fastconv.workspace import KEPT_BYTES
 
 # Elements of a tile that is cut from something larger: its spectrum stays in a second-level cache of 1 MiB.
 TILE_ELEMENTS = 1 << 17
+# Many tiles may be larger: what they overlap costs more than the third-level cache does. Milliseconds of
+# 63x63 at 2048x2048 and at 4096x4096, tiles of 320 and of 576 (Zen 5, one thread): 29.1 and 26.1, 116 and
+# 104; few would leave threads idle: 63x63 at 512x512, one of 576 or four of 320, two threads, 2.4 and 1.8.
+MANY_TILES, MANY_ELEMENTS = 9, 3 * TILE_ELEMENTS
 # Elements transformed in one call of numpy.fft: small tiles share it, so that its overhead (some 50 us for
 # the six calls of a group) is a tenth of the work.
 GROUP_ELEMENTS = 1 << 17
@@ -89,7 +93,8 @@ def tiling(taps: tuple[int, ...], size: tuple[int, ...]) -> Tiling:
         found = Tiling(tuple(tile for tile, _ in combination), tuple(step for _, step in combination))
         elements = prod(found.tile)
         cost = found.elements(size) * (FIXED_COST + log2(elements))
-        cost *= max(1.0, sqrt(elements / TILE_ELEMENTS))
+        room = MANY_ELEMENTS if found.count(size) >= MANY_TILES else TILE_ELEMENTS
+        cost *= max(1.0, sqrt(elements / room))
         if cost < lowest:
             best, lowest = found, cost
     return best
