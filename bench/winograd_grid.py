@@ -2,7 +2,7 @@
 
     python -m bench.winograd_grid bench/results/winograd/avx512.tsv
     FASTCONV_ISA=avx2 python -m bench.winograd_grid bench/results/winograd/avx2.tsv
-    python -m bench.winograd_grid fit            # the table COSTS of fastconv/winograd.py
+    python -m bench.winograd_grid fit            # the table COSTS of fastconv/winograd_costs.py
 
 Rows are (kind, C, K, map, batch, threads) and the shortest of interleaved calls, in microseconds.
 """
@@ -19,18 +19,19 @@ import numpy as np
 from scipy.optimize import nnls
 
 import fastconv
-from fastconv import winograd
+from fastconv.problem import conv_problem
+from fastconv.winograd_costs import USUAL, work
 
 CHANNELS = (
     (3, 64), (8, 64), (64, 8), (16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512),
     (64, 256), (512, 128),
 )  # fmt: skip
-MAPS = (7, 14, 28, 56, 112)
+MAPS = (3, 6, 7, 9, 14, 28, 56, 112)
 BATCHES = (1, 16)
 MOST_FLOPS = 8e9
 KINDS = ("forward", "prepared", "input_grad", "weight_grad")
 TABLES = Path(__file__).parent / "results" / "winograd"
-HEADER = ("kind", "C", "K", "map", "batch", "threads", "gemm", *winograd.USUAL)
+HEADER = ("kind", "C", "K", "map", "batch", "threads", "gemm", *USUAL)
 
 
 def calls_of(kind: str, c: int, k: int, size: int, batch: int) -> list[Callable[[], Any]]:
@@ -52,10 +53,10 @@ def calls_of(kind: str, c: int, k: int, size: int, batch: int) -> list[Callable[
         operation = fastconv.prepare_conv2d(w, **options)
         return lambda: operation(x)
 
-    return [call(algorithm) for algorithm in (base, *winograd.USUAL)]
+    return [call(algorithm) for algorithm in (base, *USUAL)]
 
 
-def shortest(calls: list[Callable[[], Any]], seconds: float = 0.06) -> list[float]:
+def shortest(calls: list[Callable[[], Any]], seconds: float = 0.15) -> list[float]:
     best = [np.inf] * len(calls)
     for call in calls:
         call()
@@ -102,14 +103,13 @@ def fit(path: Path, lanes: int) -> dict[str, dict[str, tuple[float, ...]]]:
     found: dict[str, dict[str, tuple[float, ...]]] = {}
     for kind in KINDS:
         table = [(shape, times) for name, shape, times in load(path) if name == kind]
-        for number, algorithm in enumerate(("gemm", *winograd.USUAL)):
-            work, ones = [], np.ones(len(table))
+        for number, algorithm in enumerate(("gemm", *USUAL)):
+            shares, ones = [], np.ones(len(table))
             for (c, k, size, batch, _), times in table:
-                if kind == "input_grad":
-                    c, k = k, c
-                features = winograd.work(algorithm, c, k, batch, (size, size), lanes, kind == "weight_grad")
-                work.append([feature / times[number] for feature in features])
-            costs, _ = nnls(np.array(work), ones)
+                problem = conv_problem((batch, c, size, size), (k, c, 3, 3), padding=1)
+                amounts = work(algorithm, problem, kind, lanes)
+                shares.append([amount / times[number] for amount in amounts])
+            costs, _ = nnls(np.array(shares), ones)
             found.setdefault(kind, {})[algorithm] = tuple(float(f"{cost:.3g}") for cost in costs)
     return found
 

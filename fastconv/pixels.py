@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import winograd
+from fastconv import winograd, winograd_costs
 from fastconv.problem import ConvProblem
 from fastconv.registry import find
 
@@ -39,4 +39,4 @@ def pay(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtype[An
         and problem.group_out >= WINOGRAD_OUT
         and find("conv", direction, winograd.ALGORITHMS[0]).supports(problem)
     )
-    return not (transforms and winograd.choose(problem, direction, prepared, dtype))
+    return not (transforms and winograd_costs.choose(problem, direction, prepared, dtype))

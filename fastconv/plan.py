@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import bank, pixels, weight_grad, winograd
+from fastconv import bank, pixels, weight_grad, winograd, winograd_costs
 from fastconv.blocked import gain, rest_of
 from fastconv.engine import forget_on_change, load
 from fastconv.passes import (
@@ -273,7 +273,7 @@ def _choose(problem: ConvProblem, direction: str, prepared: bool, dtype: np.dtyp
     algorithm, reason = _choose_direct(problem, direction, prepared, dtype)
     general = algorithm in ("gemm", "shifted", "blocked") and not _has_patches(problem, direction)
     if general and find("conv", direction, winograd.ALGORITHMS[0]).supports(problem):
-        return winograd.choose(problem, direction, prepared, dtype) or (algorithm, reason)
+        return winograd_costs.choose(problem, direction, prepared, dtype) or (algorithm, reason)
     return algorithm, reason
 
 

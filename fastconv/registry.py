@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-WINOGRAD_OUTPUTS = (4, 2, 6)  # of a tile, along an axis; weight gradients by 6 are those by 4
+WINOGRAD_OUTPUTS = (4, 3, 2, 6)  # of a tile, along an axis; weight gradients by 6 are those by 4
 _WINOGRAD = {  # direction -> module and entry
     "forward": ("winograd", "conv"),
     "input_grad": ("winograd", "conv"),

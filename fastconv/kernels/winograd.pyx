@@ -311,6 +311,8 @@ def transform(cnp.ndarray values, int points, int part):
         column[i] = vload(rows + i * VL)
     if points == 6:
         transform_part(6, part, column)
+    elif points == 5:
+        transform_part(5, part, column)
     elif points == 4:
         transform_part(4, part, column)
     else:

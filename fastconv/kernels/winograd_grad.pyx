@@ -2,7 +2,7 @@
 
     dw = A' [sum over tiles of (G grad G') * (B' input B)] A
 
-The gradient of a tile's outputs is a filter of 4x4 (2x2) taps, and 3x3 results slide under it: the same points,
+The gradient of a tile's outputs is a filter of 4x4 (3x3, 2x2) taps, and 3x3 results slide under it: the same points,
 the same values of the input as forward. At each point the sum over tiles is a matrix product,
 
     sums[point][k][c] = sum over t of grads[point][t][k] * values[point][t][c]
@@ -33,11 +33,11 @@ from fastconv.kernels.winograd_work cimport TAPS, Work, block_start, line_size, 
 cdef enum:
     FILTERS = 4 * VL  # of a panel: with NR channels its sums at 36 points take 300 KB
     PANEL = FILTERS * NR
-    PARTS = 4         # of a chunk at most: each starts and stores its sums
-    PART_TILES = 24   # at least, if there are several
+    PARTS = 7         # of a chunk at most: each starts and stores its sums
 
 
 cdef struct Sizes:
+    Py_ssize_t part_tiles        # at most, but for what PARTS leaves over
     Py_ssize_t filter_panels
     Py_ssize_t channel_panels
     Py_ssize_t grad_panel        # from panel to panel, and from point to point
@@ -51,9 +51,10 @@ cdef struct Sizes:
     Py_ssize_t results
 
 
-cdef Sizes measure(const Work* w) noexcept nogil:
+cdef Sizes measure(const Work* w, Py_ssize_t part_tiles) noexcept nogil:
     cdef Sizes z
     cdef Py_ssize_t points = w.points * w.points
+    z.part_tiles = part_tiles
     z.filter_panels = ceil_div(w.g.rows, FILTERS)
     z.channel_panels = ceil_div(w.g.channels, NR)
     z.grad_point = odd_lines(w.block_tiles * FILTERS)
@@ -101,7 +102,7 @@ cdef void multiply(const Work* w, const Sizes* z, const real* grads, const real*
     """sums[point][k][lane] of one panel of filters and one of channels."""
     cdef Tile t
     cdef Ahead ahead
-    cdef Py_ssize_t point, part, first, parts = larger(1, smaller(PARTS, tiles // PART_TILES))
+    cdef Py_ssize_t point, part, first, parts = smaller(PARTS, ceil_div(tiles, z.part_tiles))
     cdef real* to
     memset(&t, 0, sizeof(Tile))
     t.ahead = &ahead
@@ -126,14 +127,15 @@ cdef void multiply(const Work* w, const Sizes* z, const real* grads, const real*
 
 
 cdef void add_parts(Py_ssize_t parts, const real* own, Py_ssize_t count, real* sums) noexcept nogil:
-    cdef Py_ssize_t i = 0
-    cdef vec low, high
+    cdef Py_ssize_t i = 0, part
+    cdef vec total
     while i < count:
-        low = vadd(vload(own + i), vload(own + PANEL + i))
-        if parts > 2:
-            high = vload(own + 2 * PANEL + i)
-            low = vadd(low, vadd(high, vload(own + 3 * PANEL + i)) if parts == 4 else high)
-        vstore(sums + i, low)
+        total = vadd(vload(own + i), vload(own + PANEL + i))
+        for part in range(2, parts - 1, 2):
+            total = vadd(total, vadd(vload(own + part * PANEL + i), vload(own + (part + 1) * PANEL + i)))
+        if parts % 2:
+            total = vadd(total, vload(own + (parts - 1) * PANEL + i))
+        vstore(sums + i, total)
         i += VL
 
 
@@ -189,6 +191,8 @@ cdef void run_unit(const Work* w, const Sizes* z, Py_ssize_t block, Py_ssize_t u
         while lane < smaller(NR, w.g.channels - channel):
             if w.points == 6:
                 sum_tile(6, sums + k * NR + lane, z.sums_point, taps)
+            elif w.points == 5:
+                sum_tile(5, sums + k * NR + lane, z.sums_point, taps)
             else:
                 sum_tile(4, sums + k * NR + lane, z.sums_point, taps)
             missing = add_taps(taps, smaller(VL, w.g.channels - channel - lane), first,
@@ -335,21 +339,21 @@ cdef void weigh_pair(const Work* w, const real* input, const real* grad, real* o
 
 
 def workspace_bytes(cnp.ndarray geometry, cnp.ndarray taps, int outputs, Py_ssize_t block_tiles,
-                    Py_ssize_t splits, int threads):
+                    Py_ssize_t part_tiles, Py_ssize_t splits, int threads):
     """Bytes that `weight_grad` needs beside its operands."""
     cdef Work w = shape_work(<const Geometry*> cnp.PyArray_DATA(geometry), <const Tap*> cnp.PyArray_DATA(taps),
                              outputs + 2, outputs, block_tiles)
-    cdef Sizes z = measure(&w)
+    cdef Sizes z = measure(&w, part_tiles)
     return memory_size(&w, &z, splits, threads) * sizeof(real) + 64
 
 
 def weight_grad(cnp.ndarray geometry, cnp.ndarray taps, cnp.ndarray input, cnp.ndarray grad_output,
                 cnp.ndarray out, cnp.ndarray workspace, int outputs, Py_ssize_t block_tiles,
-                Py_ssize_t splits, int threads):
+                Py_ssize_t part_tiles, Py_ssize_t splits, int threads):
     """The equation above, with chunks of at most `block_tiles`, no fewer than splits; the plan has checked the rest."""
     cdef Work w = shape_work(<const Geometry*> cnp.PyArray_DATA(geometry), <const Tap*> cnp.PyArray_DATA(taps),
                              outputs + 2, outputs, block_tiles)
-    cdef Sizes z = measure(&w)
+    cdef Sizes z = measure(&w, part_tiles)
     cdef const real* grad = <const real*> cnp.PyArray_DATA(grad_output)
     cdef const real* grad_end = grad + cnp.PyArray_SIZE(grad_output)
     cdef char* memory = <char*> cnp.PyArray_DATA(workspace)

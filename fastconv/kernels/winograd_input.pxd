@@ -153,6 +153,8 @@ cdef inline void transform_tiles(const int largest, const bint grad, const Work*
         to = t.to + (tile - first) * t.row
         if w.outputs == 4:
             transform_run(4, grad, r.count, <const real**> lines, to, t)
+        elif w.outputs == 3:
+            transform_run(3, grad, r.count, <const real**> lines, to, t)
         elif w.outputs == 2:
             transform_run(2, grad, r.count, <const real**> lines, to, t)
         elif largest == 6:

@@ -137,6 +137,8 @@ cdef inline void transform_products(const Work* w, Py_ssize_t group, Py_ssize_t 
         source = products + (tile - first) * w.product_row
         if w.outputs == 4:
             found = sum_run(4, source, w.product_row, NR, start, r.count, rows, columns, results)
+        elif w.outputs == 3:
+            found = sum_run(3, source, w.product_row, NR, start, r.count, rows, columns, results)
         elif w.outputs == 2:
             found = sum_run(2, source, w.product_row, NR, start, r.count, rows, columns, results)
         else:

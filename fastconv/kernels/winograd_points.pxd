@@ -3,15 +3,16 @@
     outputs = sum_points(weight_points(weights) * input_points(inputs)),   points = outputs + 2
     weight gradient = sum_taps(grad_points(grad_outputs) * input_points(inputs))
 
-4 points are 0, 1, -1 and infinity; 6 are 0, 5/8, -5/8, 3/2, -3/2 and infinity, whose rounding errors are a quarter of
-those of 1 and 2; 8 are 0, 1/2, -1/2, 1, -1, 2, -2 and infinity. The constants of input_points are exact. What divides
-the products is part of the weights' transform, and of weight gradients that of the sums: no rounding more for either.
-fastconv/winograd.py derives the matrices from the points, and the tests compare.
+4 points are 0, 1, -1 and infinity; 5 are 5/4, -5/4, 3/8, -3/8 and infinity; 6 are 0, 5/8, -5/8, 3/2, -3/2 and
+infinity, whose rounding errors are a quarter of those of 1 and 2; 8 are 0, 1/2, -1/2, 1, -1, 2, -2 and infinity. The
+constants of input_points are exact. What divides the products is part of the weights' transform, and of weight
+gradients that of the sums: no rounding more for either. fastconv/winograd.py derives the matrices from the points, and
+the tests compare.
 
 A point and its negative share their even and their odd half: 12 operations for 6 points. All work in place.
 """
 
-from fastconv.kernels.simd cimport real, vadd, vec, vfma, vmul, vset1, vsub
+from fastconv.kernels.simd cimport real, vadd, vec, vfma, vmul, vset1, vsub, vzero
 
 cdef enum:
     MOST_POINTS = 8  # along an axis
@@ -36,6 +37,16 @@ cdef inline void input_points(const int points, vec* d) noexcept nogil:
         d[3] = vsub(d[3], d[1])
         d[1] = vadd(even, odd)
         d[2] = vsub(even, odd)
+    elif points == 5:
+        near_even = plus(d[2], -1.5625, d[0])
+        near_odd = plus(d[3], -1.5625, d[1])
+        far_even = plus(d[2], -0.140625, d[0])
+        far_odd = plus(d[3], -0.140625, d[1])
+        d[4] = plus(plus(d[4], 0.2197265625, d[0]), -1.703125, d[2])
+        d[0] = plus(far_odd, 1.25, far_even)
+        d[1] = plus(far_odd, -1.25, far_even)
+        d[2] = plus(near_odd, 0.375, near_even)
+        d[3] = plus(near_odd, -0.375, near_even)
     elif points == 6:
         near_even = plus(d[4], -2.25, d[2])
         near_odd = plus(d[3], -2.25, d[1])
@@ -72,6 +83,15 @@ cdef inline void weight_points(const int points, vec* g) noexcept nogil:
         g[1] = plus(even, 0.5, odd)
         g[2] = plus(even, -0.5, odd)
         g[3] = last
+    elif points == 5:
+        near_even = scaled(256.0 / 273, plus(g[0], 0.140625, last))
+        far_even = scaled(128.0 / 455, plus(g[0], 1.5625, last))
+        odd = scaled(32.0 / 91, odd)
+        g[0] = vadd(odd, far_even)
+        g[1] = vsub(odd, far_even)
+        g[2] = vsub(vsub(vzero(), near_even), odd)
+        g[3] = vsub(near_even, odd)
+        g[4] = last
     elif points == 6:
         near_even = scaled(-2048.0 / 2975, plus(g[0], 0.390625, last))
         far_even = scaled(128.0 / 1071, plus(g[0], 2.25, last))
@@ -102,6 +122,14 @@ cdef inline void sum_points(const int points, vec* m) noexcept nogil:
         odd = vsub(m[1], m[2])
         m[0] = vadd(m[0], even)
         m[1] = vadd(odd, m[3])
+    elif points == 5:
+        far_even = vadd(m[0], m[1])
+        far_odd = vsub(m[0], m[1])
+        near_even = vadd(m[2], m[3])
+        near_odd = vsub(m[2], m[3])
+        m[0] = vadd(near_even, far_even)
+        m[1] = plus(scaled(0.375, near_odd), 1.25, far_odd)
+        m[2] = plus(plus(m[4], 0.140625, near_even), 1.5625, far_even)
     elif points == 6:
         near_even = vadd(m[1], m[2])
         near_odd = vsub(m[1], m[2])
@@ -135,6 +163,15 @@ cdef inline void grad_points(const int points, vec* g) noexcept nogil:
         g[1] = vadd(even, odd)
         g[2] = vsub(even, odd)
         g[3] = odd
+    elif points == 5:
+        even = plus(g[0], 0.140625, g[2])
+        odd = g[1]
+        far_even = plus(g[0], 1.5625, g[2])
+        g[4] = g[2]
+        g[0] = plus(far_even, 1.25, odd)
+        g[1] = plus(far_even, -1.25, odd)
+        g[2] = plus(even, 0.375, odd)
+        g[3] = plus(even, -0.375, odd)
     else:
         even = plus(g[0], 0.390625, g[2])
         odd = plus(g[1], 0.390625, g[3])
@@ -149,12 +186,23 @@ cdef inline void grad_points(const int points, vec* g) noexcept nogil:
 
 cdef inline void sum_taps(const int points, vec* m) noexcept nogil:
     """Powers of the points over the product of their distances, summed: the first three of m are taps."""
-    cdef vec even = vadd(m[1], m[2]), odd = vsub(m[1], m[2]), far_even, far_odd
+    cdef vec even, odd, far_even, far_odd
     if points == 4:
+        even = vadd(m[1], m[2])
+        m[1] = scaled(0.5, vsub(m[1], m[2]))
         m[0] = plus(m[0], 0.5, even)
-        m[1] = scaled(0.5, odd)
         m[2] = plus(m[3], 0.5, even)
+    elif points == 5:  # divisors have opposite signs: sums turn into differences
+        far_even = vsub(m[0], m[1])
+        far_odd = vadd(m[0], m[1])
+        even = vsub(m[3], m[2])
+        odd = vadd(m[3], m[2])
+        m[0] = plus(scaled(256.0 / 273, even), 128.0 / 455, far_even)
+        m[1] = scaled(32.0 / 91, vsub(far_odd, odd))
+        m[2] = plus(plus(m[4], 12.0 / 91, even), 40.0 / 91, far_even)
     else:
+        even = vadd(m[1], m[2])
+        odd = vsub(m[1], m[2])
         far_even = vadd(m[3], m[4])
         far_odd = vsub(m[3], m[4])
         m[0] = plus(plus(scaled(256.0 / 225, m[0]), -2048.0 / 2975, even), 128.0 / 1071, far_even)

@@ -72,6 +72,8 @@ cdef inline void transform_weights(const Work* w, const real* group, Py_ssize_t 
                       larger(w.g.rows - row, 0), AHEAD * w.g.weight_channel, w.tap, taps)
             if w.points == 6:
                 transform_taps(6, taps, to + (c - first) * lanes + lane, point, 2 * lanes)
+            elif w.points == 5:
+                transform_taps(5, taps, to + (c - first) * lanes + lane, point, 2 * lanes)
             elif w.points == 4:
                 transform_taps(4, taps, to + (c - first) * lanes + lane, point, 2 * lanes)
             else:
