@@ -15,9 +15,8 @@ LAYERS = (
     "vgg16/conv4_512_512_28",
 )
 every_layer = pytest.mark.parametrize("layer", LAYERS)
-every_algorithm = pytest.mark.parametrize(
-    "algorithm", ["winograd_f4x4_3x3", "winograd_f2x2_3x3", "winograd_f6x6_3x3", "gemm"]
-)
+SIZES = ["winograd_f4x4_3x3", "winograd_f3x3_3x3", "winograd_f2x2_3x3"]
+every_algorithm = pytest.mark.parametrize("algorithm", [*SIZES, "winograd_f6x6_3x3", "gemm"])
 
 
 @every_layer
@@ -47,7 +46,7 @@ def bench_input_grad(benchmark, operands, layer, algorithm):
 
 
 @every_layer
-@pytest.mark.parametrize("algorithm", ["winograd_f4x4_3x3", "winograd_f2x2_3x3", "shifted"])
+@pytest.mark.parametrize("algorithm", [*SIZES, "shifted"])
 def bench_weight_grad(benchmark, operands, layer, algorithm):
     case, arrays = operands(layer, WEIGHT_GRAD)
     shape, options = case.layer.weight_shape, window_arguments(case.layer)

@@ -183,8 +183,8 @@ def conv2d(
         "auto", or one of the registry: "gemm", "gemm_small" (1x1 kernels on few pixels), "blocked" (output
         channels in the lanes: groups, steps), "depthwise" and "filter" (one input channel a group, or in
         all), "shifted" (weight gradients whose taps read one copy of the image), "winograd_f4x4_3x3",
-        "winograd_f2x2_3x3" and "winograd_f6x6_3x3" (3x3 kernels of stride 1; docs/winograd.md states their
-        errors), "direct", "im2col".
+        "winograd_f3x3_3x3", "winograd_f2x2_3x3" and "winograd_f6x6_3x3" (3x3 kernels of stride 1;
+        docs/winograd.md states their errors), "direct", "im2col".
     out : (N, K, P, Q) array, optional
         Where the result goes. It may overlap the operands.
 

@@ -1,4 +1,7 @@
-"""3x3 convolutions by Winograd's method ("winograd_f4x4_3x3" and its like), forward and gradients."""
+"""3x3 convolutions by Winograd's method, forward and gradients.
+
+"winograd_f4x4_3x3", "winograd_f3x3_3x3", "winograd_f2x2_3x3" and "winograd_f6x6_3x3".
+"""
 
 from fractions import Fraction
 from types import SimpleNamespace
