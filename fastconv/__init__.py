@@ -8,9 +8,11 @@ The rooms, from the top; each imports only rooms below it:
     conv  pool  dense                the public operations: check, plan, allocate, call
     calls  calls_pool                bind a plan, or pooling, to the kernel entry that carries it out
     plan                             problem + CPU -> frozen Plan: which algorithm, why, in which passes
+    depthwise                        one channel a group: which algorithm
     bank  pixels  weight_grad        images of one channel, channels last, weight gradients: which algorithm
     blocked                          when output channels in the lanes pay
-    winograd                         how Winograd's method is cut, and when it pays; its matrices
+    winograd_costs                   when Winograd's method pays
+    winograd                         how it is cut; its matrices
     passes                           the geometries and blockings that kernels read; the thresholds
     registry                         the table of kernels
     threads  workspace               how many threads, whose scratch memory

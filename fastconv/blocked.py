@@ -42,6 +42,34 @@ LEAST_DEPTH = 64  # of a single group: with less the transposition of results sh
 # takes 164 us, by "gemm" 179. Not where planes of results lie pages apart (3 -> 128 at 256x256: 330, 264),
 # nor where "gemm" writes them past the caches (3 -> 64 at batch 16: 3.8 ms, 3.1).
 LONG_STEPS, LEAST_DEPTH_OF_LONG_STEPS = (3, 4), 32
+# Depthwise steps of 3 have nine phases: 96 channels, 3x3 at 64x64, batch 2, 276 us, by "depthwise" 526; on
+# AVX2 16 channels at 112x112 92 and 130. With many taps "depthwise" is faster: 576 channels, 11x11 at 28x28,
+# batch 8, 5.7 ms and 3.5 (AVX2).
+ALONE_STEP, ALONE_TAPS = 3, 25
+# Forward, of a single group with these steps: microseconds by "gemm" of a pixel that is packed, of a row of
+# them, of a row for each tap, of a product, of a weight, and of the call; and by "blocked" of a pixel that is
+# copied, of a row, of the product of a vector, of a vector of weights, of a result, and of the call. Fitted
+# to 8,500 layers with large tiles and 7,000 with smaller ones: 8 to 256 channels, 1 to 200 filters of 2x2 to
+# 7x7, maps of 14 to 112. What they choose takes 1.02 to 1.04 times as long as the better one. With longer
+# steps "gemm" is the better one: 128 -> 256, 8x8 with stride 8 at 64x64, takes 1.4 ms, by "blocked" 2.8.
+FAR_COSTS = {
+    (True, 3): (
+        (3.72e-4, 0, 1.41e-3, 9.08e-6, 1.36e-4, 2.35),
+        (2.24e-4, 8.84e-4, 1.23e-4, 3.12e-3, 1.53e-4, 3.07),
+    ),
+    (True, 4): (
+        (1.02e-4, 5.3e-3, 9.37e-4, 9.41e-6, 5.46e-5, 2),
+        (2.07e-4, 1.03e-3, 1.13e-4, 3.12e-3, 2.54e-4, 3.29),
+    ),
+    (False, 3): (
+        (3.97e-4, 4.49e-4, 1.13e-3, 1.76e-5, 2.18e-4, 2.46),
+        (3.3e-4, 6.15e-4, 1.46e-4, 1.7e-3, 2.41e-4, 3.3),
+    ),
+    (False, 4): (
+        (0, 5.76e-3, 2.75e-4, 1.86e-5, 5.42e-5, 2.26),
+        (3.48e-4, 3.7e-4, 1.36e-4, 1.83e-3, 3.96e-4, 3.43),
+    ),
+}
 # Groups with steps of 3 and more: images are copied element by element, each in the time of so many products.
 # 128 channels in 8 groups, 2x2 with stride 3 at 32x32, batch 8: 788 us, by "gemm" 325.
 FAR_STEP, COPIED = 3, 16
@@ -98,6 +126,19 @@ def _steps_far(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> bo
     return direction == "forward" and large and problem.stride[-1] in LONG_STEPS and cached
 
 
+def joins_depthwise(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> bool:
+    """An input gradient of depthwise steps whose phases are joined, and fill vectors?"""
+    alone = problem.axes == 2 and problem.group_out == 1 < problem.groups and not problem.channels_last
+    return (
+        direction == "input_grad"
+        and alone
+        and problem.stride[-1] == ALONE_STEP
+        and prod(problem.kernel) <= ALONE_TAPS
+        and problem.out_size[-1] >= load(dtype).machine.tile()[2]
+        and _joins(problem)
+    )
+
+
 def _joins(problem: ConvProblem) -> bool:
     """Do the phases of an input gradient along a row all have taps, and few are they?"""
     step, reached = problem.stride[-1], np.arange(problem.kernel[-1]) * problem.dilation[-1]
@@ -114,6 +155,23 @@ def _gain_of_joined(problem: ConvProblem, dtype: np.dtype[Any], large: bool, fil
     if weights // problem.groups * dtype.itemsize > l2_bytes():
         moved += STREAMED * weights * (problem.batch if problem.is_patchwork else problem.batch - 1)
     return (products + RUN * runs) / (products / (speed * fill) + moved)
+
+
+def _gain_of_steps(problem: ConvProblem, vector: int, large: bool) -> float:
+    """Forward, of a single group with steps of 3 and more."""
+    if (large, problem.stride[-1]) not in FAR_COSTS:
+        return 0.0
+    filters, weights = problem.group_out, problem.group_in * prod(problem.kernel)
+    pixels, vectors = problem.batch * prod(problem.out_size), -(-filters // vector)
+    rows = pixels // problem.out_size[-1]
+    met = problem.group_in * prod(map(min, problem.kernel, problem.stride))  # of each channel, an output
+    gemm, blocked = FAR_COSTS[large, problem.stride[-1]]
+    products = weights * filters * pixels
+    by_gemm = np.dot(gemm, (met * pixels, met * rows, weights * rows, products, weights * filters, 1))
+    vector_products = weights * vectors * pixels
+    return float(by_gemm / np.dot(
+        blocked, (met * pixels, met * rows, vector_products, weights * vectors, filters * pixels, 1)
+    ))  # fmt: skip
 
 
 def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
@@ -141,6 +199,9 @@ def gain(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> float:
         fill *= vectors / (vectors + LONE)
     if direction == "input_grad" and _joins(problem):
         return _gain_of_joined(problem, dtype, large, fill * (ALONE if alone else 1))
+    far = direction == "forward" and problem.stride[-1] >= FAR_STEP
+    if far and problem.groups == 1 and depth >= LEAST_DEPTH:
+        return _gain_of_steps(problem, vector, large)
     if problem.groups == 1 and (
         depth < (LEAST_DEPTH_OF_LONG_STEPS if _steps_far(problem, direction, dtype) else LEAST_DEPTH)
         or used < FULL

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import bank, pixels, weight_grad, winograd, winograd_costs
-from fastconv.blocked import gain, rest_of
+from fastconv import depthwise, pixels, weight_grad, winograd, winograd_costs
+from fastconv.blocked import FAR_STEP, gain, rest_of
 from fastconv.engine import forget_on_change, load
 from fastconv.passes import (
     PACK_LIMIT,
@@ -34,21 +34,10 @@ from fastconv.threads import get_num_threads
 # channels at 12x12 2.1 us, "gemm" 2.4, at 3x3 with 3x3 filters 8.9, 3.3; 3 -> 8 at 48x48, step 3, 4.8, 4.1.
 DIRECT_FLOPS, DIRECT_WEIGHTS, DIRECT_WEIGHTS_STEPS = 20_000, 64, 16
 DEPTHWISE_FLOPS = 2_000  # and up to here where a group has one input channel
-# Filters a group, of one channel, from which on a matrix product is faster: it reads the image less often.
-# Measured with 8, 32 and 100 filters of 1x1 to 15x15 and strides of 1 to 3 on a 48x48 image; with up to
-# FEW_TAPS it is from half as many on.
-MANY_FILTERS = 64
-FEW_TAPS = 9
-# Filters a group from which on 1x1 filters of one channel are a matrix product, and bytes of results that
-# "gemm" writes past the caches. Microseconds by "direct", "gemm" and "depthwise" (AVX-512): 8 channels at
-# 112x112, batch 4, 48, 103, 102; 192 at 64x64, batch 4, 1,326, 752, 1,093; 3 -> 24 at 160x160, batch 8, 715,
-# 468, 976; input gradients, 1 -> 16 at 160x160 32, 37, 80, 1 -> 32 at 112x112, batch 4, 115, 99, 317.
-SCALED = {"forward": 4, "input_grad": 32}
-SCALED_BYTES = 8 << 20
-# Input gradients of depthwise steps of 3 have nine phases, which "blocked" joins: 96 channels, 3x3 at 64x64,
-# batch 2, 276 us, by "depthwise" 526; on AVX2 16 channels at 112x112 92 and 130. Fewer taps leave phases
-# empty, and with many "depthwise" is faster: 576 channels, 11x11 at 28x28, batch 8, 5.7 ms and 3.5 (AVX2).
-JOINED_STEP, JOINED_TAPS = 3, 25
+# And of a single filter with long steps up to so many taps: of 100 channels, 3x3 with stride 3 at 112x112,
+# 289 us, by "blocked" 535; 1.15 to 1.6 times as fast as the better of "gemm" and "blocked" with 2x2 and 3x3
+# (geometric means of 400 layers, strides of 3 to 5), 0.9 to 1.1 times with 4x4.
+LONE_FILTER_TAPS = 9
 # Whose weight gradients arrange their sums themselves.
 SELF_CUT = ("depthwise", "filter", "shifted", "blocked")
 FLOPS_PER_THREAD = 500_000  # below this another thread costs more than it brings
@@ -241,26 +230,6 @@ def _is_tiny(problem: ConvProblem) -> bool:
     return problem.flops <= DIRECT_FLOPS and problem.parameters <= weights
 
 
-def _scales(problem: ConvProblem) -> bool:
-    """Is a result a sum of planes of the same size, each times a number?"""
-    ones = max(problem.kernel) == max(problem.stride) == 1
-    return ones and not any(map(any, problem.pads))
-
-
-def _joins_phases(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> bool:
-    """An input gradient of depthwise steps, whose rows fill vectors."""
-    vector = load(dtype).machine.tile()[2]
-    return (
-        direction == "input_grad"
-        and problem.axes == 2
-        and problem.group_out == 1 < problem.groups
-        and problem.stride[-1] == JOINED_STEP <= problem.kernel[-1]
-        and prod(problem.kernel) <= JOINED_TAPS
-        and problem.out_size[-1] >= vector
-        and not problem.channels_last
-    )
-
-
 def _has_patches(problem: ConvProblem, direction: str) -> bool:
     """An input gradient whose taps are rows of one product (kernels/gemm_patch.pxd)."""
     return direction == "input_grad" and problem.is_patchwork
@@ -288,19 +257,11 @@ def _choose_direct(
         return "direct", "few products of few weights: packing would cost more"
     if direction == "weight_grad":
         return weight_grad.choose(problem)
-    if alone and _scales(problem) and not problem.channels_last:
-        result = problem.output_shape if direction == "forward" else problem.input_shape
-        if problem.group_out < SCALED[direction] and prod(result) * dtype.itemsize < SCALED_BYTES:
-            return "direct", "1x1, one input channel a group: planes are scaled where they lie"
-        return "gemm", "1x1, one input channel a group: a product of a column and a row"
-    if alone:
-        if problem.groups == 1 and direction == "forward":
-            return bank.choose(problem, dtype)
-        many = MANY_FILTERS if prod(problem.kernel) > FEW_TAPS else MANY_FILTERS // 2
-        if _joins_phases(problem, direction, dtype):
-            return "blocked", "depthwise steps: phases that lie side by side leave as one row"
-        if direction == "input_grad" or problem.flops <= DIRECT_FLOPS or problem.group_out < many:
-            return "depthwise", "one input channel a group: nothing to sum over channels"
+    if alone and (found := depthwise.choose(problem, direction, dtype)):
+        return found
+    one = direction == "forward" and problem.groups == problem.group_out == 1
+    if one and problem.stride[-1] >= FAR_STEP and prod(problem.kernel) <= LONE_FILTER_TAPS and not prepared:
+        return "direct", "one filter, and long steps: packing pixels would cost more than it brings"
     # Weights of an input gradient lie as this kernel reads them; others have to be packed for it beforehand.
     if (
         (direction == "input_grad" or (direction == "forward" and prepared))

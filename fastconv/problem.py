@@ -206,6 +206,11 @@ class ConvProblem:
         return prod(self.kernel) > 1 and all((k == s or o == 1) and (d == 1 or k == 1) for k, s, d, o in axes)
 
     @property
+    def takes_pixels(self) -> bool:
+        """1x1 without padding: every result meets one pixel of each channel."""
+        return max(self.kernel) == 1 and not any(map(any, self.pads))
+
+    @property
     def parameters(self) -> int:
         return prod(self.weight_shape)
 

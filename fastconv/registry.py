@@ -26,7 +26,7 @@ def _any(problem: Any) -> bool:
 
 def _pointwise(problem: Any) -> bool:
     """A 1x1 convolution of every pixel, and of nothing else."""
-    return max(problem.kernel) == max(problem.stride) == 1 and not any(map(any, problem.pads))
+    return bool(problem.takes_pixels and max(problem.stride) == 1)
 
 
 def _planes(problem: Any) -> bool:

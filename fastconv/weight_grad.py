@@ -26,13 +26,13 @@ MANY_FILTERS = (8, 4, 2)
 # 3 at 112x112, batch 4, 63 us, by "gemm" 193. Where taps lie apart, channels alone fill its vectors: 1 -> 64,
 # 3x3 dilated by 2 at 56x56, batch 8, 629 us, by "gemm" 318.
 FARTHEST, FEW_FILTERS = 1.5, 8
-LEAST_CHANNELS, MOST_FILTERS = 3, 32
+FEW_CHANNELS, MANY_FILTERS_APART = 3, 32
 
 
 def _meets_planes(problem: ConvProblem) -> bool:
     """Is every result a scalar product of planes, and are there few?"""
     channels, filters = problem.group_in, problem.group_out
-    if prod(problem.kernel) > 1 or any(map(any, problem.pads)):
+    if not problem.takes_pixels:
         return False
     if problem.channels_last and channels == filters == 1:  # "depthwise" reads them in place
         return False
@@ -53,7 +53,7 @@ def choose(problem: ConvProblem) -> tuple[str, str]:
     many = MANY_FILTERS[min(max(problem.stride), len(MANY_FILTERS)) - 1]
     if channels == 1 and filters < many and takes("depthwise"):
         return "depthwise", "one input channel a group: nothing to sum over channels"
-    apart = problem.dilation[-1] > 1 and channels <= LEAST_CHANNELS and filters >= MOST_FILTERS
+    apart = problem.dilation[-1] > 1 and channels <= FEW_CHANNELS and filters >= MANY_FILTERS_APART
     near = problem.stride[-1] <= FARTHEST * problem.kernel[-1] or filters <= FEW_FILTERS
     if prod(problem.kernel) > 1 and near and not apart and takes("shifted"):
         return "shifted", "taps read one copy of the image"

@@ -236,6 +236,16 @@ def test_auto_takes_it_for_depthwise_steps_of_three(isa):
     assert chosen(64, 3, 3, direction="forward") == "depthwise"
 
 
+def test_auto_with_long_steps(isa):
+    """Of a single group: few filters leave lanes idle, but "gemm" would pack pixel after pixel."""
+    if isa != "baseline":
+        assert chosen((1, 64, 64, 64), 12, 3, stride=3, padding=1) == "blocked"
+        assert chosen((1, 64, 56, 56), 128, 4, stride=4) == "blocked"
+    assert chosen((1, 64, 64, 64), 2, 7, stride=3, padding=3) == "gemm"
+    assert chosen((1, 128, 64, 64), 256, 8, stride=8) == "gemm"
+    assert chosen((1, 100, 64, 64), 1, 3, stride=3, padding=1) == "direct"
+
+
 def test_auto_leaves_long_steps_of_groups_to_gemm(isa):
     def chosen(kernel, stride):
         return fastconv.plan_conv2d((8, 128, 32, 32), (128, 16, *kernel), groups=8, stride=stride).algorithm

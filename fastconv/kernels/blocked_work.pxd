@@ -8,7 +8,7 @@ from fastconv.kernels.blocked_band cimport MANY, shape
 from fastconv.kernels.blocked_tile cimport Live, Spot
 from fastconv.kernels.gemm_band cimport Band
 from fastconv.kernels.gemm_micro cimport LINE
-from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
+from fastconv.kernels.gemm_pack cimport PAGE, ceil_div, larger, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport MR, NR, VL, real
 
@@ -17,7 +17,6 @@ cdef enum:
     PANEL_BYTES = 64 << 10  # of a block of the depth, or twice as many where all rows fit a band
     SUMS_BYTES = 512 << 10  # between blocks of the depth
     MOST_JOINED = 4  # passes
-    PAGE = 4096
     UNITS = 4  # for each thread, at least, where there are rows enough
 
 

@@ -7,6 +7,7 @@ weights of one e stay in registers, and a line is loaded once for all the rows o
 run over e, then over r, whatever the tile: a result does not depend on the tiling.
 """
 
+from fastconv.kernels.gemm_pack cimport PAGE
 from fastconv.kernels.simd cimport (
     REGISTERS, VL, real, vec, vfma_kept, vload, vrelu, vset1, vstore, vstore_first, vstream,
 )
@@ -17,7 +18,6 @@ cdef enum:
     SHORT = 8
     MOST = 8
     FEW = 7
-    PAGE = 4096
 
 
 cdef struct Tile:

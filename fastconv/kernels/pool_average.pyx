@@ -13,7 +13,8 @@ from libc.string cimport memcpy, memset
 
 from fastconv.kernels.gemm_pack cimport larger, smaller
 from fastconv.kernels.pool cimport (
-    Band, PoolGeometry, band_of, bands_of, carve, fill, flat, in_row, input_size, out_row, output_size, window_rows,
+    Band, PoolGeometry, band_of, bands_of, carve, fill, first_tap, flat, in_row, input_size, last_tap, out_row,
+    output_size, window_rows,
 )
 from fastconv.kernels.pool_grad cimport (
     Joint, carve_joint, first_window, join_phases, last_window, prepare_joint, tap_of,
@@ -172,7 +173,7 @@ cdef void scatter_band(const Task* task, const Band* band) noexcept nogil:
     cdef real* to = task.grad_input + band.plane * input_size(g)
     cdef const real* grad
     cdef real value, row
-    cdef Py_ssize_t p, q, y, x, top, bottom, left, right
+    cdef Py_ssize_t p, q, y, x, top, bottom, left
     memset(to + band.first * g.in_size[2], 0, (band.last - band.first) * g.in_size[2] * sizeof(real))
     for p in range(first_window(g, 1, band.first), last_window(g, 1, band.last - 1)):
         row = task.divisors[0] * task.divisors[1 + p]
@@ -181,10 +182,9 @@ cdef void scatter_band(const Task* task, const Band* band) noexcept nogil:
         bottom = smaller(p * g.stride[1] - g.before[1] + g.kernel[1], band.last)
         for q in range(g.out_size[2]):
             value = grad[q] / (row * columns[q])
-            left = larger(q * g.stride[2] - g.before[2], 0)
-            right = smaller(q * g.stride[2] - g.before[2] + g.kernel[2], g.in_size[2])
+            left = q * g.stride[2] - g.before[2]
             for y in range(top, bottom):
-                for x in range(left, right):
+                for x in range(left + first_tap(g, 2, q), left + last_tap(g, 2, q)):
                     to[y * g.in_size[2] + x] += value
 
 
