@@ -43,13 +43,14 @@ MOST_SUMMED = 100  # tiles of a chunk. Measured from 32 to 400: best, and more w
 # chunk and in splits: 64 -> 64 at 224x224 13.1 and 10.9, 12.7 and 6.3; 128 -> 128 at 56x56 2.5 and 1.5, 2.9
 # and 2.0.
 SPLIT_CHANNELS, SPLIT_TILES, SPLITS = 192, 48, 8
-# The products of a chunk are summed in parts of so many tiles. Short ones round less, long ones take 5 to 10%
-# less time. The rms error of weight gradients is at most 2.5 times that of "direct", whose own grows with
-# `laxity`, from the first laxity of a tile's size on in short parts, from the second on in long ones. By 4x4,
-# 3x3 and 2x2 in short parts, uniform operands: at 14x14 4.7, 2.5 and 1.6 times, at 28x28 3.6, 2.1 and 1.3, at
-# 112x112 2.3, 1.2 and 0.8.
-SHORT_PART, LONG_PART, MOST_PARTS = 16, 25, 7
-LAXITIES = {4: (260, 360), 3: (46, 100), 2: (0, 0)}
+# The rms error of weight gradients is at most 2.5 times that of "direct", whose own grows with `laxity`, from
+# these on, for tiles of each size. By 4x4, 3x3 and 2x2, uniform operands: at 14x14 4.7, 2.5 and 1.6 times, at
+# 28x28 3.6, 2.1 and 1.3, at 112x112 2.3, 1.2 and 0.8.
+LAXITIES = {4: 360, 3: 46, 2: 0}
+# The products of a chunk are summed in parts of so many tiles: short ones, which round less, below these
+# laxities, and long ones, which take 5 to 15% less time.
+SHORT_PART, LONG_PART, MOST_PARTS = 8, 25, 13
+SHORT = {4: 360, 3: 100, 2: 30}
 UNFUSED = 0.7  # of the laxity, where a product is rounded before it is added: transforms suffer more
 
 
@@ -152,7 +153,7 @@ def cut(
     if direction == "weight_grad":
         tile = point_bytes * max(problem.group_in + problem.group_out, 1)
         length, splits = _chunks(problem, count_tiles(problem.batch, problem.out_size, size), tile)
-        return size, length, LONG_PART if laxity(problem) >= LAXITIES[size][1] else SHORT_PART, splits
+        return size, length, SHORT_PART if laxity(problem) < SHORT[size] else LONG_PART, splits
     channels, _, outputs = sides(problem, direction)
     tile = point_bytes * max(channels, 1)
     whole = count_tiles(problem.batch, outputs, size)
@@ -183,7 +184,7 @@ def laxity(problem: ConvProblem) -> float:
 
 def is_exact(problem: ConvProblem, direction: str, algorithm: str) -> bool:
     """Is the rms error of results at most 2.5 times that of "direct"?"""
-    return direction != "weight_grad" or laxity(problem) >= LAXITIES[OUTPUTS[algorithm]][0]
+    return direction != "weight_grad" or laxity(problem) >= LAXITIES[OUTPUTS[algorithm]]
 
 
 def count_tiles(batch: int, outputs: Sequence[int], size: int) -> int:

@@ -20,7 +20,7 @@ from cython.parallel cimport parallel, prange, threadid
 from libc.string cimport memset
 
 from fastconv.kernels.gemm_micro cimport COLUMNS, LINE, Ahead, Tile, run_rows
-from fastconv.kernels.gemm_pack cimport ceil_div, larger, smaller
+from fastconv.kernels.gemm_pack cimport ceil_div, smaller
 from fastconv.kernels.geometry cimport Geometry, Tap
 from fastconv.kernels.simd cimport (
     NR, VL, flush_denormals, real, restore_denormals, vadd, vec, vfma, vload, vload_first, vstore, vstore_first,
@@ -33,7 +33,7 @@ from fastconv.kernels.winograd_work cimport TAPS, Work, block_start, line_size, 
 cdef enum:
     FILTERS = 4 * VL  # of a panel: with NR channels its sums at 36 points take 300 KB
     PANEL = FILTERS * NR
-    PARTS = 7         # of a chunk at most: each starts and stores its sums
+    PARTS = 13        # of a chunk at most: each starts and stores its sums
 
 
 cdef struct Sizes:
