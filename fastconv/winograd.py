@@ -6,6 +6,7 @@ docs/winograd.md explains it.
 from __future__ import annotations
 
 import os
+from bisect import bisect
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -47,10 +48,10 @@ SPLIT_CHANNELS, SPLIT_TILES, SPLITS = 192, 48, 8
 # these on, for tiles of each size. By 4x4, 3x3 and 2x2, uniform operands: at 14x14 4.7, 2.5 and 1.6 times, at
 # 28x28 3.6, 2.1 and 1.3, at 112x112 2.3, 1.2 and 0.8.
 LAXITIES = {4: 360, 3: 46, 2: 0}
-# The products of a chunk are summed in parts of so many tiles: short ones, which round less, below these
-# laxities, and long ones, which take 5 to 15% less time.
-SHORT_PART, LONG_PART, MOST_PARTS = 8, 25, 13
-SHORT = {4: 360, 3: 100, 2: 30}
+# The products of a chunk are summed in parts of at most so many tiles: short ones round less, long ones take 5
+# to 10% less time. The second and the third serve from these laxities on.
+PART_TILES, MOST_PARTS = (13, 24, 48), 8
+LONG_PARTS = {4: (360, 600), 3: (100, 250), 2: (30, 100)}
 UNFUSED = 0.7  # of the laxity, where a product is rounded before it is added: transforms suffer more
 
 
@@ -153,7 +154,7 @@ def cut(
     if direction == "weight_grad":
         tile = point_bytes * max(problem.group_in + problem.group_out, 1)
         length, splits = _chunks(problem, count_tiles(problem.batch, problem.out_size, size), tile)
-        return size, length, SHORT_PART if laxity(problem) < SHORT[size] else LONG_PART, splits
+        return size, length, PART_TILES[bisect(LONG_PARTS[size], laxity(problem))], splits
     channels, _, outputs = sides(problem, direction)
     tile = point_bytes * max(channels, 1)
     whole = count_tiles(problem.batch, outputs, size)

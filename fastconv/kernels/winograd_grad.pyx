@@ -33,7 +33,7 @@ from fastconv.kernels.winograd_work cimport TAPS, Work, block_start, line_size, 
 cdef enum:
     FILTERS = 4 * VL  # of a panel: with NR channels its sums at 36 points take 300 KB
     PANEL = FILTERS * NR
-    PARTS = 13        # of a chunk at most: each starts and stores its sums
+    PARTS = 8         # of a chunk at most: each starts and stores its sums
 
 
 cdef struct Sizes:
@@ -120,21 +120,21 @@ cdef void multiply(const Work* w, const Sizes* z, const real* grads, const real*
             t.depth = tiles * (part + 1) // parts - first
             t.a = grads + point * z.grad_point + first * FILTERS
             t.b = <real*> values + point * z.value_point + first * NR
-            t.out = to if parts == 1 else own + part * PANEL
+            t.out = to if parts == 1 else own + part * z.sums_point
             run_rows(COLUMNS, filters, 1, 2, &t)
         if parts > 1:
-            add_parts(parts, own, filters * NR, to)
+            add_parts(parts, own, z.sums_point, filters * NR, to)
 
 
-cdef void add_parts(Py_ssize_t parts, const real* own, Py_ssize_t count, real* sums) noexcept nogil:
+cdef void add_parts(Py_ssize_t parts, const real* own, Py_ssize_t next, Py_ssize_t count, real* sums) noexcept nogil:
     cdef Py_ssize_t i = 0, part
     cdef vec total
     while i < count:
-        total = vadd(vload(own + i), vload(own + PANEL + i))
+        total = vadd(vload(own + i), vload(own + next + i))
         for part in range(2, parts - 1, 2):
-            total = vadd(total, vadd(vload(own + part * PANEL + i), vload(own + (part + 1) * PANEL + i)))
+            total = vadd(total, vadd(vload(own + part * next + i), vload(own + (part + 1) * next + i)))
         if parts % 2:
-            total = vadd(total, vload(own + (parts - 1) * PANEL + i))
+            total = vadd(total, vload(own + (parts - 1) * next + i))
         vstore(sums + i, total)
         i += VL
 
@@ -182,7 +182,7 @@ cdef void run_unit(const Work* w, const Sizes* z, Py_ssize_t block, Py_ssize_t u
     cdef Py_ssize_t filters = smaller(FILTERS, w.g.rows - filter), k, lane
     cdef vec[TAPS + VL] taps
     cdef vec missing = vzero()
-    cdef real* sums = own + PARTS * PANEL
+    cdef real* sums = own + PARTS * z.sums_point
     multiply(w, z, operands + filter // FILTERS * z.grad_panel,
              operands + z.filter_panels * z.grad_panel + channel // NR * z.value_panel,
              block_start(w, block + 1) - block_start(w, block), filters, own, sums)
@@ -219,7 +219,7 @@ cdef inline Py_ssize_t transform_units(const Work* w) noexcept nogil:
 
 cdef Py_ssize_t scratch_size(const Work* w, const Sizes* z) noexcept nogil:
     """Of a thread, beside transformed operands."""
-    return z.strip + PARTS * PANEL + w.points * w.points * z.sums_point
+    return z.strip + (PARTS + w.points * w.points) * z.sums_point
 
 
 cdef Py_ssize_t memory_size(const Work* w, const Sizes* z, Py_ssize_t splits, int threads) noexcept nogil:
