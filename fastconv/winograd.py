@@ -48,8 +48,8 @@ SPLIT_CHANNELS, SPLIT_TILES, SPLITS = 192, 48, 8
 # these on, for tiles of each size. By 4x4, 3x3 and 2x2, uniform operands: at 14x14 4.7, 2.5 and 1.6 times, at
 # 28x28 3.6, 2.1 and 1.3, at 112x112 2.3, 1.2 and 0.8.
 LAXITIES = {4: 360, 3: 46, 2: 0}
-# The products of a chunk are summed in parts of at most so many tiles: short ones round less, long ones take 5
-# to 10% less time. The second and the third serve from these laxities on.
+# The products of a chunk are summed in parts of at most so many tiles: short ones round less, long ones take
+# 5 to 10% less time. The second and the third serve from these laxities on.
 PART_TILES, MOST_PARTS = (13, 24, 48), 8
 LONG_PARTS = {4: (360, 600), 3: (100, 250), 2: (30, 100)}
 UNFUSED = 0.7  # of the laxity, where a product is rounded before it is added: transforms suffer more

@@ -243,6 +243,7 @@ def test_auto_with_long_steps(isa):
         assert chosen((1, 64, 56, 56), 128, 4, stride=4) == "blocked"
     assert chosen((1, 64, 64, 64), 2, 7, stride=3, padding=3) == "gemm"
     assert chosen((1, 128, 64, 64), 256, 8, stride=8) == "gemm"
+    assert chosen((1, 32, 64, 64), 8, 15, stride=3, padding=7) == "gemm"
     assert chosen((1, 100, 64, 64), 1, 3, stride=3, padding=1) == "direct"
 
 
