@@ -124,12 +124,17 @@ class Runner:
         return {**threads, **ALLOCATORS[self.allocator], **peer.limits.get(self.isa_limit, {})}
 
     def run(self, case: Case) -> CaseResult:
-        """Prepare every peer, verify each against the first's result in float64, then time them in turn."""
+        """Prepare every peer, verify each against the first's result in float64, then time them in turn.
+
+        Without that result errors stay unknown: beside a rounded one they would be wrong.
+        """
         results: dict[str, PeerResult] = {}
         reference = Path(self.folder.name) / "reference.npy"
         reference.unlink(missing_ok=True)
         for name, worker in self.workers.items():
-            results[name] = self._prepare(worker, case, reference)
+            # The first that knows the direction makes the reference, or nobody does.
+            makes_reference = not any(results.values())
+            results[name] = self._prepare(worker, case, reference, makes_reference)
         for done in range(MOST_ROUNDS * self.rounds):
             timed = self._timed(results)
             if done >= self.rounds and all(is_settled(results[name].rounds) for name in timed):
@@ -143,13 +148,17 @@ class Runner:
         supported = {name: result for name, result in results.items() if result is not None}
         return CaseResult.of(case, supported)
 
-    def _prepare(self, worker: WorkerProcess, case: Case, reference: Path) -> PeerResult | None:
+    def _prepare(
+        self, worker: WorkerProcess, case: Case, reference: Path, makes_reference: bool
+    ) -> PeerResult | None:
         try:
             if not worker.ask("supports", case.direction):
                 return None
             worker.ask("prepare", case)
-            if not reference.exists():
+            if makes_reference:
                 worker.ask("save_output", str(reference))
+            if not reference.exists():
+                return PeerResult()
             error, rms_error = worker.ask("compare_output", str(reference))
             return PeerResult(error=error, rms_error=rms_error)
         except PeerError as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from bench.peers.arrays import Arrays
-from bench.shapes import DIRECTIONS, FORWARD, INPUT_GRAD, Case
+from bench.shapes import DIRECTIONS, FORWARD, INPUT_GRAD, WEIGHT_GRAD, Case
 
 # For the whole worker: entered per call it would be timed.
 INFERENCE_MODE = torch.inference_mode()
@@ -43,15 +44,24 @@ def prepare(
 
 
 def exact(case: Case, arrays: Arrays) -> np.ndarray:
-    """The same in float64."""
-    layer, batch = case.layer, case.batch
-    shapes = layer.input_shape(batch), layer.weight_shape, layer.output_shape(batch)
-    operands = arrays.input, arrays.weight, arrays.grad_output
-    doubles = (
-        np.zeros(shape) if array is None else array.astype(np.float64)
-        for array, shape in zip(operands, shapes, strict=True)
-    )  # fmt: skip
-    return np.asarray(prepare(case, Arrays(*doubles))())
+    """The same in float64, image by image: PyTorch's float64 kernels unfold whatever they are given."""
+    layer, single = case.layer, replace(case, batch=1)
+
+    def image(number: int) -> np.ndarray:
+        rows = slice(number, number + 1)
+        operands = (
+            (arrays.input, rows, layer.input_shape(1)),
+            (arrays.weight, slice(None), layer.weight_shape),
+            (arrays.grad_output, rows, layer.output_shape(1)),
+        )
+        doubles = (
+            np.zeros(shape) if array is None else array[part].astype(np.float64)
+            for array, part, shape in operands
+        )
+        return np.asarray(prepare(single, Arrays(*doubles))())
+
+    images = (image(number) for number in range(case.batch))
+    return sum(images) if case.direction == WEIGHT_GRAD else np.concatenate(list(images))
 
 
 def gradient(
